@@ -1,0 +1,72 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+# What the build needs from the system: a C++17 compiler and Python's venv; the tests need Bazel too.
+BUILD_PACKAGES := g++ python3-venv
+TEST_PACKAGES  := bazel-bootstrap bazel-platforms
+
+.PHONY: help setup demo test lint lib test-python test-bazel bench clean system-build system-test
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv from pyproject.toml, the operator library included
+
+demo: lib  ## ternarize the embedded vision-language model, compare the variants, answer questions
+	$(BIN)/tfmot-ternary demo
+
+test: lint test-bazel test-python  ## lint, type checks, C++ tests (Bazel), Python tests
+
+lint: $(STAMP)  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files -co --exclude-standard '*.cc' '*.h' '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# The editable install builds the library once; this keeps it up to date with the C++ sources.
+lib: $(STAMP)  ## build tfmot_ternary/libtfmot_ternary_ops.so with the system's compiler
+	$(BIN)/python custom_ops/build.py
+
+test-python: lib
+	$(BIN)/python -m pytest
+
+test-bazel: system-test
+	bazel build $(BAZEL_CONFIG) //...
+	bazel test $(BAZEL_CONFIG) //...
+
+# Debian's Bazel comes without a network: its rule sets are found on the disk (see .bazelrc).
+BAZEL_CONFIG ?= $(if $(wildcard /usr/share/bazel-platforms /usr/share/bazel/platforms),--config=debian)
+
+bench: lib  ## our operators against LiteRT's builtin ones
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python benchmarks/fully_connected.py
+
+$(STAMP): pyproject.toml | system-build
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# Debian packages: installed when we are root, named otherwise.
+define need
+	@command -v $(1) >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing $(2)"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2) >/dev/null; \
+	  else echo "missing: $(1). Install it (Debian: apt-get install $(2)) and run make again." >&2; exit 1; fi; }
+endef
+
+system-build:
+	$(call need,c++,g++)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || [ "$$(id -u)" != 0 ] || apt-get install -y -qq python3-venv >/dev/null
+	@$(PYTHON) -c 'import ensurepip' || { echo "missing: Python's venv (Debian: apt-get install python3-venv)" >&2; exit 1; }
+
+system-test:
+	$(call need,bazel,$(TEST_PACKAGES))
+
+clean:  ## remove what was built, .venv too
+	rm -rf .venv build dist *.egg-info tfmot_ternary/*.so

@@ -1,0 +1,67 @@
+"""Ternary and binary neural networks for the TensorFlow Model Optimization toolkit.
+
+The public names are re-exported lazily (PEP 562), so that importing one submodule never drags in what the
+others need: `tfmot_ternary.runtime` runs on a device that has NumPy, an interpreter and our shared library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the submodule that defines it.
+_EXPORTS = {
+    "AbsMaxInitializer": "initializers",
+    "AbsMeanInitializer": "initializers",
+    "BinaryQuantizer": "quantizers",
+    "BinaryScheme": "scheme",
+    "Distiller": "distill",
+    "KMeansInitializer": "initializers",
+    "PackedWeights": "packing",
+    "ScaleInitializer": "initializers",
+    "TWNInitializer": "initializers",
+    "TernaryQuantizer": "quantizers",
+    "TernaryScheme": "scheme",
+    "convert": "convert",
+    "freeze": "freeze",
+    "quantize_apply": "apply",
+    "quantize_scope": "scheme",
+}
+# Submodules that are public under their own names (`tt.runtime.make_interpreter`).
+_SUBMODULES = ("packing", "runtime", "vlm")
+
+__all__ = ["__version__", *sorted(_EXPORTS), *_SUBMODULES]
+
+if TYPE_CHECKING:  # what type checkers and editors see; nothing of this runs
+    from tfmot_ternary import packing, runtime, vlm
+    from tfmot_ternary.apply import quantize_apply
+    from tfmot_ternary.convert import convert
+    from tfmot_ternary.distill import Distiller
+    from tfmot_ternary.freeze import freeze
+    from tfmot_ternary.initializers import (
+        AbsMaxInitializer,
+        AbsMeanInitializer,
+        KMeansInitializer,
+        ScaleInitializer,
+        TWNInitializer,
+    )
+    from tfmot_ternary.packing import PackedWeights
+    from tfmot_ternary.quantizers import BinaryQuantizer, TernaryQuantizer
+    from tfmot_ternary.scheme import BinaryScheme, TernaryScheme, quantize_scope
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
