@@ -1,0 +1,99 @@
+"""Who may import what: g3doc/design.md's rules, held against the code."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import tfmot_ternary
+
+PACKAGE = pathlib.Path(tfmot_ternary.__file__).parent
+
+# Module -> the modules of ours that it may import. `vlm`, `demo` and `cli` sit on top of all.
+ALLOWED = {
+    "packing": set(),
+    "kmeans": set(),
+    "kernel_layout": set(),
+    "runtime": set(),
+    "initializers": {"kmeans"},
+    "quantizers": {"initializers", "kernel_layout", "packing"},
+    "scheme": {"initializers", "kernel_layout", "quantizers"},
+    "keras3": {"initializers", "kernel_layout", "quantizers", "scheme"},
+    "apply": {"scheme", "keras3"},
+    "distill": set(),
+    "ops": {"packing"},
+}
+NUMPY_ONLY = ["packing", "kmeans"]
+TOP = {"vlm", "demo", "cli"}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Full dotted names of everything a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: expected absolute imports"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path: pathlib.Path) -> set[str]:
+    """First component below `tfmot_ternary` of every import of our own modules."""
+    modules = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir()}
+    parts = (name.split(".") for name in imports(path))
+    return {p[1] for p in parts if p[0] == "tfmot_ternary" and len(p) > 1 and p[1] in modules}
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_dependency_rules(module):
+    found = own_imports(PACKAGE / f"{module}.py") - {module}
+    assert found <= ALLOWED[module], f"{module} imports {sorted(found - ALLOWED[module])}"
+
+
+@pytest.mark.parametrize("module", NUMPY_ONLY)
+def test_only_numpy(module):
+    roots = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
+    foreign = roots - set(sys.stdlib_module_names) - {"numpy", "tfmot_ternary"}
+    assert not foreign, f"{module} may import NumPy only, got {sorted(foreign)}"
+
+
+def test_lower_modules_do_not_import_the_top():
+    for path in PACKAGE.glob("*.py"):
+        if path.stem not in TOP | {"__init__"}:
+            assert not own_imports(path) & TOP, f"{path.name} imports from the top"
+
+
+def test_nothing_imports_the_package_itself():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert "tfmot_ternary" not in {alias.name for alias in node.names}, path
+
+
+@pytest.mark.parametrize("module", ["tfmot_ternary.runtime", "tfmot_ternary.packing"])
+def test_device_side_imports_no_tensorflow(module):
+    """In a fresh interpreter, because this one may have TensorFlow loaded already."""
+    code = f"import sys, {module}; print(*sorted(m.split('.')[0] for m in sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"tensorflow", "tensorflow_model_optimization", "keras", "tf_keras"} & set(loaded)
+
+
+def test_public_names_resolve():
+    """Also after every submodule was imported: a submodule must not hide a public function."""
+    import tfmot_ternary.conversion
+    import tfmot_ternary.freezing  # noqa: F401
+
+    for name in tfmot_ternary.__all__:
+        value = getattr(tfmot_ternary, name)
+        if name in {"convert", "freeze", "quantize_apply", "quantize_scope"}:
+            assert callable(value), f"tfmot_ternary.{name} is {value!r}"
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = tfmot_ternary.no_such_name

@@ -1,0 +1,1 @@
+"""The embedded default: a small PaliGemma that answers questions about scenes of handwritten digits."""
