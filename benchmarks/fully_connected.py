@@ -91,7 +91,8 @@ def _our_model(
 ) -> bytes:
     import tensorflow as tf
 
-    from tfmot_ternary import convert, ops
+    from tfmot_ternary import ops
+    from tfmot_ternary.convert import convert_functions
 
     packed = packing.pack(codes, weight_format)
 
@@ -101,7 +102,7 @@ def _our_model(
             x, packed, scales, weight_format=weight_format, group_size=group or 0
         )
 
-    return convert.convert_functions({"serving_default": product.get_concrete_function()})
+    return convert_functions({"serving_default": product.get_concrete_function()})
 
 
 def contenders(shape: Shape, rng: np.random.Generator) -> list[Contender]:

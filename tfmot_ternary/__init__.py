@@ -7,6 +7,8 @@ others need: `tfmot_ternary.runtime` runs on a device that has NumPy, an interpr
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -65,3 +67,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(types.ModuleType):
+    """This package: importing a submodule does not hide the public function of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds the submodule `convert` here; `tt.convert` is the function.
+        if not (name in _EXPORTS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

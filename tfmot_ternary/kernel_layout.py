@@ -118,7 +118,7 @@ class KernelLayout:
 
     @classmethod
     def einsum(cls, equation: str, kernel_shape: Any, input_rank: int) -> KernelLayout:
-        """EinsumDense: `equation` is "input,kernel->output", an ellipsis allowed in input and output.
+        """EinsumDense: `equation` is "input,kernel->output", "..." allowed in input and output.
 
         Args:
           equation: for instance "abc,cd->abd" or "...x,xy->...y".
@@ -201,7 +201,9 @@ class KernelLayout:
         """Kernel (array or tensor of `kernel_shape`) -> W[n, k], same dtype."""
         x = _as_array(x)
         if tuple(x.shape) != self.kernel_shape:
-            raise ValueError(f"expected a kernel of shape {self.kernel_shape}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"expected a kernel of shape {self.kernel_shape}, got {tuple(x.shape)}"
+            )
         return _reshape(_transpose(x, self.n_axes + self.k_axes), [self.n, self.k])
 
     def from_matrix(self, x: Any) -> Any:
@@ -284,15 +286,15 @@ def _without_ellipsis(inputs: str, output: str, rank: int, equation: str) -> tup
     """Replaces "..." by letters, as many as the input's rank asks for."""
     if ("..." in inputs) != ("..." in output):
         raise ValueError(
-            f'expected "..." in both input and output of einsum equation {equation!r}, or in neither'
+            f'expected "..." in both input and output of einsum equation {equation!r} or in neither'
         )
     if "..." not in inputs:
         return inputs, output
     count = rank - (len(inputs) - 3)
     if count < 0:
         raise ValueError(
-            f"expected an input of rank {len(inputs) - 3} or more for einsum equation {equation!r}, "
-            f"got rank {rank}"
+            f"expected an input of rank {len(inputs) - 3} or more for einsum equation "
+            f"{equation!r}, got rank {rank}"
         )
     # Digits cannot clash with the letters of the equation; einsum itself is never called on them.
     if count > 10:

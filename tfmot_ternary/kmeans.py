@@ -2,10 +2,10 @@
 
 For weights w with importance h >= 0 the best scale a minimises sum h (w - a c)^2 over codes c.
 
-Ternary: with the weights sorted by |w| downwards, an optimal code keeps a prefix P (an exchange of a
-kept weight for a larger dropped one never costs), its best scale is a = sum_P h|w| / sum_P h, and
-the error is sum h w^2 - (sum_P h|w|)^2 / sum_P h. So one sort and one running sum find the
-optimum; no iteration and no start value are involved. Binary: a = sum h|w| / sum h.
+Ternary: for a given a the best code keeps the weights with |w| > a / 2, so an optimal code keeps a
+prefix P of the weights sorted by |w| downwards; its best scale is a = sum_P h|w| / sum_P h, and the
+error is sum h w^2 - (sum_P h|w|)^2 / sum_P h. So one sort and one running sum find the optimum; no
+iteration and no start value are involved. Binary: a = sum h|w| / sum h.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def kmeans_scales(
       float32 [r]; 0 for a row of zeros.
 
     Raises:
-      ValueError: for NaN or Inf in `rows`, negative or non-finite importance, a wrong shape or level.
+      ValueError: for NaN or Inf in `rows`, negative or non-finite importance, a wrong shape or
+        level.
     """
     rows, importance = _checked(rows, levels, importance, name)
     if levels == 2:
@@ -63,8 +64,8 @@ def lloyd_scales(
 ) -> np.ndarray:
     """Returns for each row the scale of the paper's iteration (arXiv 2504.06298), kept to compare.
 
-    Ternary: m = mean |w|, then `iterations` times m = mean of those |w| > m / 2. It stops at a local
-    optimum that depends on the start. Binary: mean |w|.
+    Ternary: m = mean |w|, then `iterations` times m = mean of those |w| > m / 2. It stops at a
+    local optimum that depends on the start. Binary: mean |w|.
 
     Args, returns and raises: as `kmeans_scales`; `iterations` >= 0.
     """
@@ -130,17 +131,18 @@ def _checked(
         if importance is not None:
             weight = importance[start : start + step]
             if not (np.isfinite(weight.max()) and weight.min() >= 0):
-                row, column = (int(i) for i in np.argwhere(~(np.isfinite(weight) & (weight >= 0)))[0])
+                wrong = ~(np.isfinite(weight) & (weight >= 0))
+                row, column = (int(i) for i in np.argwhere(wrong)[0])
                 raise ValueError(
-                    f"expected finite importances >= 0 for {name}, got {weight[row, column]} at row "
-                    f"{start + row}, column {column}"
+                    f"expected finite importances >= 0 for {name}, got {weight[row, column]} at "
+                    f"row {start + row}, column {column}"
                 )
     return rows, importance
 
 
 def _usable_importance(importance: np.ndarray) -> np.ndarray:
     """Rows whose importances are all zero are given equal importances."""
-    silent = ~importance.any(axis=1)
+    silent = np.max(importance, axis=1) == 0
     if silent.any():
         importance = np.where(silent[:, None], importance.dtype.type(1), importance)
     return importance

@@ -1,1 +1,2 @@
-"""The embedded default: a small PaliGemma that answers questions about scenes of handwritten digits."""
+"""The embedded default: a small PaliGemma that answers questions about scenes of handwritten
+digits."""

@@ -1,7 +1,8 @@
 """Scenes: images of several handwritten digits on a 2 x 2 grid.
 
-The digits are the 1797 real 8 x 8 ones of scikit-learn's `load_digits`. They are divided once, by class and with a
-fixed seed, into train, validation and test digits, so that no test scene shows a digit that training has seen.
+The digits are the 1797 real 8 x 8 ones of scikit-learn's `load_digits`. They are divided once, by
+class and with a fixed seed, into train, validation and test digits, so that no test scene shows a
+digit that training has seen.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Scenes:
 
     Attributes:
       images: uint8 [n, 32, 32, 3], RGB.
-      cells: int64 [n, 4], the digit of each cell in reading order, `EMPTY` (-1) where there is none.
+      cells: int64 [n, 4], the digit of each cell in reading order, `EMPTY` (-1) where there is
+        none.
     """
 
     images: np.ndarray
@@ -55,7 +57,8 @@ class Scenes:
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """How far a digit may be moved and bent; each amount is drawn uniformly within plus or minus the bound.
+    """How far a digit may be moved and bent; each amount is drawn uniformly within plus or minus
+    the bound.
 
     Attributes:
       shift: pixels of the scene, both directions.
@@ -115,7 +118,8 @@ def _uniform(rng: np.random.Generator, bound: float, count: int) -> np.ndarray:
 
 
 def _warp(images: np.ndarray, variation: Variation, rng: np.random.Generator) -> np.ndarray:
-    """Draws each 8 x 8 digit into a cell: float32 [n, 8, 8] -> float32 [n, 16, 16] (affine map, bilinear samples)."""
+    """Draws each 8 x 8 digit into a cell: float32 [n, 8, 8] -> float32 [n, 16, 16] (affine map,
+    bilinear samples)."""
     count = images.shape[0]
     angle = np.deg2rad(_uniform(rng, variation.rotation, count))
     scale = _MAGNIFICATION * (1 + _uniform(rng, variation.scale, count))
@@ -127,7 +131,8 @@ def _warp(images: np.ndarray, variation: Variation, rng: np.random.Generator) ->
     y = centred[None, :, None] - shift_y[:, None, None]
     x = centred[None, None, :] - shift_x[:, None, None]
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    # Where in the digit does this pixel come from? (undo rotation, shear, stretch and size, in this order)
+    # Where in the digit does this pixel come from? (undo rotation, shear, stretch and size, in
+    # this order)
     from_y = cos * y - sin * x
     from_x = sin * y + cos * x - shear[:, None, None] * from_y
     middle = (_DIGIT_PIXELS - 1) / 2 + 1  # + 1: the digit is padded by one empty pixel all around

@@ -1,0 +1,51 @@
+// The wire formats of packed weight rows (normative text: g3doc/packing.md).
+//
+// A row of k codes is stored as blocks of 64 bytes; a byte holds FieldsPerByte() weights. The order
+// does not depend on the CPU, and every kernel reads it in place.
+#ifndef TFMOT_TERNARY_KERNELS_FORMAT_H_
+#define TFMOT_TERNARY_KERNELS_FORMAT_H_
+
+#include <cstdint>
+
+namespace tfmot_ternary {
+
+// kT2: ternary, 2 bits per weight. kT5: ternary, five weights per byte in base 3. kB1: binary.
+enum class Format : uint8_t { kT2, kT5, kB1 };
+
+constexpr int kFormatCount = 3;
+
+// Bytes of a full block, and the most weights that one block holds (b1).
+constexpr int64_t kBlockBytes = 64;
+constexpr int64_t kMaxBlockWeights = 8 * kBlockBytes;
+
+// Longest row that the kernels take. Bound: a kernel may keep sums of code * q unshifted, at most
+// 257 * k in one int32 lane (t5: 162 * 127 * 4 for every 320 weights), which stays below 2^31 up to
+// k = 8.3 million.
+constexpr int64_t kMaxK = int64_t{1} << 22;
+
+// "t2", "t5", "b1". Returns false, and leaves *out alone, for any other token (or null).
+bool ParseFormat(const char* token, Format* out);
+const char* FormatToken(Format format);
+
+// Weights per byte: 4, 5, 8.
+int FieldsPerByte(Format format);
+
+// Bytes of a packed row of k >= 0 weights.
+int64_t RowBytes(Format format, int64_t k);
+
+// Bytes of a last block that holds r weights, 0 <= r < 64 * FieldsPerByte(format).
+int64_t ShortBlockBytes(Format format, int64_t r);
+
+// Writes the k weights of a row as -1, 0, +1. This function is the specification of the formats.
+// A t2 code 3 reads as +2 and a t5 byte above 242 as one with digit 4 = 2 and the other digits
+// modulo 3: defined, so that bytes nobody checked stay harmless, but FindInvalidByte finds them.
+void UnpackRow(Format format, const uint8_t* row, int64_t k, int8_t* out);
+
+// Index of the first byte of the row that holds no code (t2: a bit pair 3, t5: above 242), or -1
+// when the row is valid; every b1 byte is. Padding is not looked at beyond that: no kernel reads
+// it.
+int64_t FindInvalidByte(Format format, const uint8_t* row, int64_t k);
+
+}  // namespace tfmot_ternary
+
+#endif  // TFMOT_TERNARY_KERNELS_FORMAT_H_

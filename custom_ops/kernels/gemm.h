@@ -1,0 +1,74 @@
+// One kernel of the integer product, as the table (kernels.inc) lists it.
+#ifndef TFMOT_TERNARY_KERNELS_GEMM_H_
+#define TFMOT_TERNARY_KERNELS_GEMM_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "custom_ops/kernels/cpu.h"
+#include "custom_ops/kernels/format.h"
+
+namespace tfmot_ternary {
+
+// Rows of W that a kernel handles at once.
+constexpr int kTileRows = 32;
+
+// Bytes that a row of q has beyond k, all zero, rounded up from there to a multiple of 64: a kernel
+// may read 64 bytes from any weight of a last block, padding included (8 * 4 - 1 at most).
+constexpr int64_t kActivationPadding = 128;
+
+inline int64_t ActivationStride(int64_t k) { return (k + 63) / 64 * 64 + kActivationPadding; }
+
+// Rows of W.
+struct GemmTile {
+  Format format;
+  const uint8_t* rows;  // the first one
+  int64_t row_bytes;
+  int row_count;  // 1 to kTileRows
+  int64_t k;
+  int64_t groups;      // 1, or ceil(k / group_size)
+  int64_t group_size;  // 32, 64, 128 or 256 where groups may exceed 1; k or more for one group
+  uint8_t* scratch;    // 64-byte aligned, GemmFunctions::scratch_bytes; one tile uses it at a time
+};
+
+// Longest row for kernels with min_m > 1: their scratch, kTileRows * k bytes, should stay in the
+// second-level cache (1 MiB).
+constexpr int64_t kMaxTiledK = 32768;
+
+// Rows of quantized x.
+struct GemmInput {
+  const int8_t* q;      // [m, stride], zero from k on; 64-byte aligned
+  int64_t stride;       // ActivationStride(k)
+  const int32_t* sums;  // [m, groups]: the sum of q over each group
+  int64_t m;
+};
+
+struct GemmFunctions {
+  // Rows of x that `multiply` likes to get at once, a bound for callers.
+  int64_t block_m;
+  // Whether `multiply` takes any range of groups; if not, it is called with all of them.
+  bool group_ranges;
+  size_t (*scratch_bytes)(int64_t k);
+  // Prepares tile.scratch, once for any number of calls of `multiply`. May be null.
+  void (*load)(const GemmTile& tile);
+  // acc[i][g - group_begin][r] = sum of q[i] * w[r] over the weights of group g, for i < m,
+  // group_begin <= g < group_end, r < row_count. acc: [m, group_end - group_begin, kTileRows],
+  // 64-byte aligned; entries of rows from row_count on are unspecified.
+  void (*multiply)(const GemmTile& tile, const GemmInput& input, int64_t group_begin,
+                   int64_t group_end, int32_t* acc);
+};
+
+struct GemmKernel {
+  const char* name;
+  Format format;
+  CpuFlags cpu;   // all of them needed
+  int64_t min_m;  // rows of x from which the kernel is the choice
+  const GemmFunctions* functions;
+};
+
+// The lines of kernels.inc, best first for each format.
+const GemmKernel* GemmKernels(int* count);
+
+}  // namespace tfmot_ternary
+
+#endif  // TFMOT_TERNARY_KERNELS_GEMM_H_

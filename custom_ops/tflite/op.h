@@ -1,0 +1,99 @@
+// A custom op: what the four ops have in common between the runtime and the kernels.
+#ifndef TFMOT_TERNARY_TFLITE_OP_H_
+#define TFMOT_TERNARY_TFLITE_OP_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "custom_ops/kernels/kernels.h"
+#include "custom_ops/kernels/thread_pool.h"
+#include "custom_ops/kernels/weights.h"
+#include "custom_ops/tflite/error_text.h"
+#include "custom_ops/tflite/op_options.h"
+#include "third_party/tflite/c_api.h"
+
+namespace tfmot_ternary {
+
+// What a node keeps from init to free.
+struct OpState {
+  OpOptions options;
+  ErrorText options_error;  // of init, which cannot fail; Prepare reports it
+
+  // Of Prepare.
+  Kernels kernels = {};
+  bool kernels_selected = false;
+  std::shared_ptr<ThreadPool> pool;      // null: the calling thread alone
+  const void* checked_packed = nullptr;  // constants whose values were found valid
+  const void* checked_scales = nullptr;
+
+  int num_threads = 0;        // 0: as many as the interpreter recommends
+  int workspace_tensor = -1;  // index of a temporary tensor, allocated by the runtime's planner
+
+  int NumThreads() const { return pool == nullptr ? 1 : pool->num_threads(); }
+};
+
+// One call of Prepare or Eval on a node.
+class OpCall {
+ public:
+  OpCall(TfLiteContext* context, TfLiteNode* node, OpState* state)
+      : context_(context), node_(node), state_(state) {}
+
+  OpState* state() const { return state_; }
+  const OpOptions& options() const { return state_->options; }
+  ErrorText* error() { return &error_; }
+
+  // Input i, or null when it is left out.
+  const TfLiteTensor* Input(int i) const;
+  TfLiteTensor* Output() const;
+
+  // ---- for Prepare: false with error() set ----
+
+  bool CheckCounts(int min_inputs, int max_inputs);
+  // The tensor is there, of that type and, unless rank < 0, of that rank.
+  bool CheckTensor(const TfLiteTensor* tensor, const char* name, TfLiteType type, int rank);
+  // Inputs `first` (packed) and `first + 1` (scales) as weights of k columns. Also checks the codes
+  // and scales themselves where they are constant, once.
+  bool PrepareWeights(int first, int64_t k, PackedWeights* weights);
+  // Input i is left out, or float32 [n].
+  bool CheckBias(int i, int64_t n);
+  bool ResizeOutput(const int64_t* dims, int rank);
+  bool RequestWorkspace(size_t bytes);
+
+  // ---- for Eval ----
+
+  // The same weights without the checks; false with error() set when a tensor has no data.
+  bool EvalWeights(int first, int64_t k, PackedWeights* weights);
+  void* Workspace() const;
+
+ private:
+  TfLiteContext* context_;
+  TfLiteNode* node_;
+  OpState* state_;
+  ErrorText error_;
+};
+
+// The op itself: a line of the table in ops.cc.
+struct Op {
+  const char* name;
+  uint32_t allowed_options;  // sets of OptionBit
+  uint32_t required_options;
+  // Both return false with call->error() set.
+  bool (*prepare)(OpCall* call);
+  bool (*eval)(OpCall* call);
+};
+
+extern const Op kFullyConnectedOp;
+extern const Op kConv2DOp;
+extern const Op kEmbeddingLookupOp;
+extern const Op kUnpackOp;
+
+// The life of a node, with errors reported through context->ReportError under the name of the op.
+OpState* InitOp(const Op& op, TfLiteContext* context, const void* options, size_t size);
+void FreeOp(OpState* state);
+TfLiteStatus PrepareOp(const Op& op, TfLiteContext* context, TfLiteNode* node, OpState* state);
+TfLiteStatus EvalOp(const Op& op, TfLiteContext* context, TfLiteNode* node, OpState* state);
+
+}  // namespace tfmot_ternary
+
+#endif  // TFMOT_TERNARY_TFLITE_OP_H_

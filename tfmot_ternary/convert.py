@@ -1,0 +1,177 @@
+"""Conversion: a quantized or frozen model, or traced functions, into a `.tflite` file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ternary import model_file, tflite_buffers
+from tfmot_ternary.freeze import freeze
+from tfmot_ternary.packed_layers import PackedLayer
+from tfmot_ternary.tflite_buffers import align_packed_buffers
+
+__all__ = ["align_packed_buffers", "convert", "convert_functions"]
+
+OPERATOR_PREFIX = "tfmot_ternary."
+
+
+def convert(
+    model: Any,
+    optimizations: Iterable[tf.lite.Optimize] | None = None,
+    *,
+    weight_format: str | None = None,
+    activations: str = "int8",
+    signature: str = "serving_default",
+    path: str | os.PathLike[str] | None = None,
+) -> bytes:
+    """Converts a quantized or frozen model to TF Lite.
+
+    Args:
+      model: a tf_keras or Keras 3 model, Sequential or Functional, that was quantized (it is frozen
+        first) or frozen. A KerasHub task counts as its functional model; for generation see
+        `tfmot_ternary.vlm.convert_causal_lm`.
+      optimizations: passed to TFLiteConverter; `[tf.lite.Optimize.DEFAULT]` stores the weights of
+        the remaining float layers in 8 bits. Packed weights and their scales are never changed.
+      weight_format, activations: see `freeze`; for a model that is not frozen yet.
+      signature: name of the signature; its inputs and outputs have the names of the model's.
+      path: where to write the file as well; it appears under this name only when it is whole.
+
+    Returns:
+      The file's bytes; packed weights start at multiples of 64 bytes.
+
+    Raises:
+      ValueError: a model that is not quantized, or not Sequential or Functional; an operation that
+        TF Lite lacks.
+      TypeError: not a Keras model.
+    """
+    if not any(isinstance(layer, PackedLayer) for layer in _all_layers(model)):
+        model = freeze(model, weight_format, activations)
+    content = convert_functions({signature: _serving_function(model)}, optimizations)
+    if path is not None:
+        model_file.write_atomically(path, content)
+    return content
+
+
+def convert_functions(
+    functions: Mapping[str, Any], optimizations: Iterable[tf.lite.Optimize] | None = None
+) -> bytes:
+    """Converts traced functions to one TF Lite file with a signature for each.
+
+    Weights that several functions use are stored once, whether they are variables (of TensorFlow,
+    tf_keras or Keras 3) or constants. Variables become constants: their values of now.
+
+    Args:
+      functions: signature name -> `tf.function` with an input signature, or concrete function.
+        Inputs need names (`tf.TensorSpec(..., name=...)` or argument names); the result is a flat
+        dict of tensors.
+      optimizations: see `convert`.
+
+    Returns:
+      The file's bytes.
+
+    Raises:
+      ValueError: no function, a function without input signature, or an operation TF Lite lacks.
+    """
+    if not functions:
+        raise ValueError("expected at least one function to convert, got none")
+    concrete = {name: _concrete(name, function) for name, function in functions.items()}
+    # The converter finds composites only in a SavedModel, and values only of variables that the
+    # saved object tracks; the variables of Keras 3 it would not find by itself.
+    holder = tf.Module()
+    variables: dict[int, tf.Variable] = {}
+    for function in concrete.values():
+        variables.update((id(variable), variable) for variable in function.graph.variables)
+    holder.variables_of_functions = list(variables.values())
+    holder.functions = list(concrete.values())
+    with tempfile.TemporaryDirectory(prefix="tfmot_ternary_") as folder:
+        tf.saved_model.save(holder, folder, signatures=concrete)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(concrete))
+        converter.allow_custom_ops = True
+        converter.optimizations = list(optimizations or [])
+        content = converter.convert()
+    _check_operators(content)
+    return tflite_buffers.align_packed_buffers(content)
+
+
+def _concrete(name: str, function: Any) -> Any:
+    if hasattr(function, "graph"):
+        return function
+    if getattr(function, "input_signature", None) is None:
+        raise ValueError(
+            f"expected a tf.function with an input_signature or a concrete function for signature "
+            f"{name!r}, got {type(function).__name__} without one"
+        )
+    return function.get_concrete_function()
+
+
+def _check_operators(content: bytes) -> None:
+    """Raises ValueError if the file needs an operator that neither TF Lite nor this package has."""
+    model = model_file.schema().Model.GetRootAs(content, 0)
+    codes = (model.OperatorCodes(i) for i in range(model.OperatorCodesLength()))
+    names = {(code.CustomCode() or b"").decode() for code in codes}
+    unknown = sorted(name for name in names if name and not name.startswith(OPERATOR_PREFIX))
+    if unknown:
+        raise ValueError(
+            f"expected operations that TF Lite has, got {', '.join(unknown)}; replace the layers "
+            "that make them, or leave them out of the model that is converted"
+        )
+
+
+def _all_layers(model: Any) -> list[Any]:
+    """The model's layers, nested ones included."""
+    if hasattr(model, "_flatten_layers"):
+        return list(model._flatten_layers())
+    raise TypeError(
+        f"expected a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__name__}"
+    )
+
+
+def _serving_function(model: Any) -> Any:
+    """The model's forward pass with named inputs and outputs."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs or not getattr(model, "outputs", None):
+        raise ValueError(
+            f"expected a built Sequential or Functional model, got {type(model).__name__} "
+            f"{model.name!r} without inputs; convert a traced function of it with convert_functions"
+        )
+    specs = [
+        tf.TensorSpec(tensor.shape, tensor.dtype, name=_identifier(tensor.name))
+        for tensor in inputs
+    ]
+    names = _output_names(model)
+    # A Sequential of Keras 3 has inputs and outputs, but no structure of them.
+    structure = getattr(model, "input", None)
+    structure = inputs[0] if structure is None else structure
+
+    def serve(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = model(tf.nest.pack_sequence_as(structure, flat), training=False)
+        return dict(zip(names, tf.nest.flatten(outputs), strict=True))
+
+    return tf.function(serve, input_signature=specs, autograph=False)
+
+
+def _output_names(model: Any) -> list[str]:
+    """Names of the flat outputs: keys of a dict of outputs, else of the layers that make them."""
+    keras3 = sys.modules.get("keras")
+    if isinstance(getattr(model, "output", None), dict):
+        names = sorted(model.output)
+    elif keras3 is not None and isinstance(model, keras3.Model):
+        names = [tensor._keras_history.operation.name for tensor in model.outputs]
+    else:
+        names = list(model.output_names)
+    names = [_identifier(name) for name in names]
+    # One layer may make several outputs.
+    return [
+        name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)
+    ]
+
+
+def _identifier(name: str) -> str:
+    """A name as TensorFlow takes it for an argument."""
+    text = "".join(c if c.isalnum() else "_" for c in name.split(":")[0])
+    return text if text[:1].isalpha() else f"x{text}"

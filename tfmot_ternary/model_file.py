@@ -1,0 +1,147 @@
+"""Model file: a `.tflite` flatbuffer opened for reading in place, and written atomically.
+
+Needs NumPy and the schema classes of the installed interpreter package; TensorFlow is only
+imported when `ai-edge-litert` is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import mmap
+import os
+import struct
+import tempfile
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_IDENTIFIER = b"TFL3"
+# Package -> its module with the schema's generated classes; the first that is installed serves.
+_SCHEMA_MODULES = {
+    "ai_edge_litert": "ai_edge_litert.schema_py_generated",
+    "tensorflow": "tensorflow.lite.python.schema_py_generated",
+}
+
+
+def schema() -> ModuleType:
+    """Returns the generated classes of the TF Lite flatbuffer schema.
+
+    Raises:
+      ImportError: neither `ai-edge-litert` nor `tensorflow` is installed.
+    """
+    for package, module in _SCHEMA_MODULES.items():
+        if importlib.util.find_spec(package) is not None:
+            return importlib.import_module(module)
+    raise ImportError(
+        f"expected one of the packages {', '.join(_SCHEMA_MODULES)}, found none: run "
+        "`pip install ai-edge-litert`"
+    )
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes `content` to a temporary name in the same folder, then renames it to `path`.
+
+    A full disk or an interruption leaves no half file. The folder is made if it is missing.
+    """
+    path = os.fspath(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes 0600; a model file is not a secret.
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class ModelFile:
+    """A `.tflite` file, memory-mapped: nothing is copied until a buffer is read.
+
+    Args:
+      path: the file.
+
+    Raises:
+      FileNotFoundError: no file at `path`.
+      ValueError: the file is no TF Lite flatbuffer, or it is truncated.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        if not os.path.isfile(self.path):
+            raise FileNotFoundError(f"expected a .tflite file, found none at {self.path!r}")
+        self.size = os.path.getsize(self.path)
+        if self.size < 8:
+            raise ValueError(
+                f"{self.path!r}: expected a TF Lite flatbuffer, got a file of {self.size} bytes"
+            )
+        with open(self.path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        identifier = self._map[4:8]
+        if identifier != _IDENTIFIER:
+            raise ValueError(
+                f"{self.path!r}: expected a TF Lite flatbuffer (identifier {_IDENTIFIER!r} at "
+                f"byte 4), got {identifier!r}"
+            )
+        self.schema = schema()
+        self.model = self.guard(lambda: self.schema.Model.GetRootAs(self._map, 0))
+
+    def guard(self, read: Any) -> Any:
+        """Calls `read()`; what a damaged flatbuffer makes it raise becomes a ValueError."""
+        try:
+            return read()
+        except (struct.error, IndexError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"{self.path!r}: expected a complete TF Lite flatbuffer, got a truncated or edited "
+                f"one ({error}); convert the model again"
+            ) from error
+
+    def buffer(self, index: int) -> np.ndarray:
+        """Returns the bytes of buffer `index` as a uint8 view into the mapped file."""
+        return self._map_array()[slice(*self.buffer_range(index))]
+
+    def buffer_range(self, index: int) -> tuple[int, int]:
+        """Returns where buffer `index` lies in the file: (first byte, byte after the last).
+
+        An absent or empty buffer gives (0, 0).
+        """
+
+        def read() -> tuple[int, int]:
+            buffer = self.model.Buffers(index)
+            if buffer.Size() > 1:  # Stored behind the flatbuffer (files of 2 GiB and more).
+                return buffer.Offset(), buffer.Offset() + buffer.Size()
+            field = buffer._tab.Offset(4)
+            if field == 0 or buffer.DataLength() == 0:
+                return 0, 0
+            start = buffer._tab.Vector(field)
+            return start, start + buffer.DataLength()
+
+        start, end = self.guard(read)
+        if not 0 <= start <= end <= self.size:
+            raise ValueError(
+                f"{self.path!r}: expected buffer {index} inside the file of {self.size} bytes, got "
+                f"bytes {start} to {end}: the file is truncated; convert the model again"
+            )
+        return start, end
+
+    def metadata(self, name: str) -> bytes | None:
+        """Returns the content of the metadata entry `name`, or None if there is none."""
+
+        def find() -> int | None:
+            for i in range(self.model.MetadataLength()):
+                entry = self.model.Metadata(i)
+                if (entry.Name() or b"").decode("utf-8", "replace") == name:
+                    return int(entry.Buffer())
+            return None
+
+        index = self.guard(find)
+        return None if index is None else self.buffer(index).tobytes()
+
+    def _map_array(self) -> np.ndarray:
+        return np.frombuffer(self._map, dtype=np.uint8)

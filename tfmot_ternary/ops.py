@@ -1,0 +1,506 @@
+"""Composites: the TensorFlow bodies behind the custom operators.
+
+Each public function calls a `tf.function` that carries `experimental_implements` with
+`tfl_fusable_op`. In TensorFlow the body runs; in a TF Lite conversion the whole call becomes one
+CUSTOM operator named `tfmot_ternary.<name>`, its options a FlexBuffer map and the packed weights an
+untouched uint8 constant.
+
+The body is the operator's reference. Rows are quantized to int8 in float32 arithmetic: products and
+sums of the integers are exact in a float32 matrix product as long as 127 * k <= 2^24, and longer
+sums are cut into exact pieces that are added as int32, so no order of summation changes a bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ternary import packing
+
+__all__ = ["conv2d", "embedding_lookup", "fully_connected", "unpack"]
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor] | None] = {
+    "none": None,
+    "relu": tf.nn.relu,
+    "relu6": tf.nn.relu6,
+}
+ACTIVATION_TYPES = ("int8", "float32")
+# Longest sum of int8 * {-1, 0, 1} products whose partial sums are all integers that float32 holds.
+MAX_EXACT_K = (1 << 24) // 127
+# Longest k whose sum fits in the operator's int32 accumulator: (2^31 - 1) / 127.
+MAX_K = ((1 << 31) - 1) // 127
+
+
+@tf.autograph.experimental.do_not_convert
+def fully_connected(
+    x: Any,
+    packed: Any,
+    scales: Any,
+    bias: Any | None = None,
+    *,
+    weight_format: str,
+    group_size: int = 0,
+    activation: str = "none",
+    activations: str = "int8",
+) -> tf.Tensor:
+    """`activation(x @ W.T + bias)` with packed weights W[n, k].
+
+    Args:
+      x: float32 [..., k]; k must be known statically.
+      packed: uint8 [n, row_bytes(k)], see `packing.pack`.
+      scales: float32 [1] (per tensor), [n] (per channel) or [n, ceil(k / group_size)].
+      bias: float32 [n] or None.
+      weight_format: "t2", "t5" or "b1".
+      group_size: 0 for scales per tensor or channel, else 32, 64, 128 or 256.
+      activation: "none", "relu" or "relu6", applied last.
+      activations: "int8" quantizes each row of x to int8 (symmetric, one scale a row) as the
+        operator does; "float32" keeps x as it is.
+
+    Returns:
+      float32 [..., n]. A row of x with a NaN or an infinity gives a row of NaN ("int8").
+
+    Raises:
+      ValueError: unknown option, or shapes that do not fit.
+    """
+    x = tf.convert_to_tensor(x, tf.float32)
+    packed, scales = _weights(packed, scales)
+    k = _static_dim(x, -1, "x")
+    _check_options(weight_format, activation, activations)
+    n = _check_weights(packed, scales, k, weight_format, group_size)
+    function = _fully_connected_composite(weight_format, int(group_size), activation, activations)
+    y = function(x, packed, scales, *_bias(bias, n))
+    y.set_shape(x.shape[:-1].concatenate([n]))
+    return y
+
+
+@tf.autograph.experimental.do_not_convert
+def conv2d(
+    x: Any,
+    packed: Any,
+    scales: Any,
+    bias: Any | None = None,
+    *,
+    weight_format: str,
+    kernel_size: tuple[int, int],
+    strides: tuple[int, int] = (1, 1),
+    dilations: tuple[int, int] = (1, 1),
+    padding: str = "VALID",
+    group_size: int = 0,
+    activation: str = "none",
+    activations: str = "int8",
+) -> tf.Tensor:
+    """2-D convolution with packed weights W[n, kernel_h * kernel_w * c_in], k = (kh, kw, c_in).
+
+    Args:
+      x: float32 [batch, height, width, c_in]; c_in must be known statically.
+      packed, scales, bias, weight_format, group_size, activation: as in `fully_connected`.
+      kernel_size: (kernel_h, kernel_w).
+      strides, dilations: (h, w), each at least 1.
+      padding: "SAME" (zeros) or "VALID".
+      activations: "int8" quantizes each image with one scale; "float32" keeps x as it is.
+
+    Returns:
+      float32 [batch, out_height, out_width, n]. An image with a NaN or an infinity gives an image
+      of NaN ("int8").
+
+    Raises:
+      ValueError: unknown option, or shapes that do not fit.
+    """
+    x = tf.convert_to_tensor(x, tf.float32)
+    packed, scales = _weights(packed, scales)
+    if x.shape.rank != 4:
+        raise ValueError(f"expected x of shape [batch, height, width, c_in], got {x.shape}")
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f'expected padding "SAME" or "VALID", got {padding!r}')
+    sizes = {"kernel_size": kernel_size, "strides": strides, "dilations": dilations}
+    for name, pair in sizes.items():
+        if len(pair) != 2 or min(pair) < 1:
+            raise ValueError(f"expected {name} to be two integers >= 1 (h, w), got {pair}")
+    k = math.prod(kernel_size) * _static_dim(x, -1, "x")
+    _check_options(weight_format, activation, activations)
+    n = _check_weights(packed, scales, k, weight_format, group_size)
+    function = _conv2d_composite(
+        weight_format,
+        int(group_size),
+        activation,
+        activations,
+        tuple(int(v) for pair in (kernel_size, strides, dilations) for v in pair),
+        padding,
+    )
+    return function(x, packed, scales, *_bias(bias, n))
+
+
+@tf.autograph.experimental.do_not_convert
+def embedding_lookup(
+    ids: Any, packed: Any, scales: Any, *, k: int, weight_format: str, group_size: int = 0
+) -> tf.Tensor:
+    """Rows of a packed embedding table W[vocabulary, k], dequantized.
+
+    Args:
+      ids: int32 [...], each in [0, vocabulary). The operator reports an id out of range;
+        TensorFlow's CPU kernel of this body raises InvalidArgumentError.
+      packed: uint8 [vocabulary, row_bytes(k)].
+      scales: float32 [1], [vocabulary] or [vocabulary, ceil(k / group_size)].
+      k: the embedding's width.
+      weight_format, group_size: as in `fully_connected`.
+
+    Returns:
+      float32 [..., k].
+
+    Raises:
+      ValueError: unknown option, or shapes that do not fit.
+    """
+    ids = tf.cast(ids, tf.int32)
+    packed, scales = _weights(packed, scales)
+    _check_options(weight_format)
+    _check_weights(packed, scales, k, weight_format, group_size)
+    y = _embedding_lookup_composite(weight_format, int(group_size), int(k))(ids, packed, scales)
+    y.set_shape(ids.shape.concatenate([k]))
+    return y
+
+
+@tf.autograph.experimental.do_not_convert
+def unpack(
+    packed: Any, scales: Any, *, k: int, weight_format: str, group_size: int = 0
+) -> tf.Tensor:
+    """The float32 matrix W[n, k] (codes times scales) of packed weights.
+
+    Args:
+      packed: uint8 [n, row_bytes(k)].
+      scales: float32 [1], [n] or [n, ceil(k / group_size)].
+      k: weights in a row.
+      weight_format, group_size: as in `fully_connected`.
+
+    Returns:
+      float32 [n, k].
+
+    Raises:
+      ValueError: unknown option, or shapes that do not fit.
+    """
+    packed, scales = _weights(packed, scales)
+    _check_options(weight_format)
+    n = _check_weights(packed, scales, k, weight_format, group_size)
+    y = _unpack_composite(weight_format, int(group_size), int(k))(packed, scales)
+    y.set_shape([n, k])
+    return y
+
+
+# The composites. One tf.function for each set of options, which are attributes of the function.
+
+
+@functools.cache
+def _fully_connected_composite(
+    weight_format: str, group_size: int, activation: str, activations: str
+) -> Any:
+    options = {
+        "weight_format": weight_format,
+        "group_size": group_size,
+        "activation": activation,
+        "activations": activations,
+    }
+
+    def body(x: tf.Tensor, packed: tf.Tensor, scales: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
+        k = x.shape[-1]
+        rows = tf.reshape(x, [-1, k])
+        codes = _codes(packed, k, weight_format)
+        if activations == "int8":
+            q, scale_x, finite = _quantize(rows, axes=[1])
+            y = _scaled_product(q, codes, scales, group_size, scale_x)
+        else:
+            finite = None
+            y = tf.matmul(rows, _dequantize(codes, scales, group_size), transpose_b=True)
+        y = _epilogue(y, bias, activation, finite)
+        shape = tf.concat([tf.shape(x)[:-1], [packed.shape[0]]], axis=0)
+        return tf.reshape(y, shape)
+
+    return _composite("fully_connected", options, body)
+
+
+@functools.cache
+def _conv2d_composite(
+    weight_format: str,
+    group_size: int,
+    activation: str,
+    activations: str,
+    geometry: tuple[int, ...],
+    padding: str,
+) -> Any:
+    names = ("kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w")
+    options: dict[str, Any] = {
+        "weight_format": weight_format,
+        "group_size": group_size,
+        "activation": activation,
+        "activations": activations,
+        **dict(zip(names, geometry, strict=True)),
+        "padding": padding,
+    }
+    kernel_h, kernel_w, *steps = geometry
+    strides, dilations = steps[:2], steps[2:]
+
+    def convolve(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+        kernel = tf.reshape(
+            tf.transpose(matrix), [kernel_h, kernel_w, x.shape[-1], matrix.shape[0]]
+        )
+        return tf.nn.conv2d(x, kernel, strides, padding, dilations=dilations)
+
+    def body(x: tf.Tensor, packed: tf.Tensor, scales: tf.Tensor, *bias: tf.Tensor) -> tf.Tensor:
+        k = kernel_h * kernel_w * x.shape[-1]
+        codes = _codes(packed, k, weight_format)
+        if activations == "float32":
+            y = convolve(x, _dequantize(codes, scales, group_size))
+            return _epilogue(y, bias, activation, None)
+        q, scale_x, finite = _quantize(x, axes=[1, 2, 3])
+        if not group_size and k <= MAX_EXACT_K:
+            y = _as_integers(convolve(q, codes)) * _joint_scale(scale_x, scales)
+        else:
+            patches = tf.image.extract_patches(
+                q,
+                [1, kernel_h, kernel_w, 1],
+                [1, *strides, 1],
+                [1, *dilations, 1],
+                padding,
+            )
+            y = _scaled_product(patches, codes, scales, group_size, scale_x)
+        return _epilogue(y, bias, activation, finite)
+
+    return _composite("conv2d", options, body)
+
+
+@functools.cache
+def _embedding_lookup_composite(weight_format: str, group_size: int, k: int) -> Any:
+    options = {"weight_format": weight_format, "group_size": group_size, "k": k}
+
+    def body(ids: tf.Tensor, packed: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+        flat = tf.reshape(ids, [-1])
+        rows = _codes(tf.gather(packed, flat), k, weight_format)
+        per_tensor = not group_size and _is_per_tensor(packed, scales)
+        row_scales = scales if per_tensor else tf.gather(scales, flat)
+        values = _dequantize(rows, row_scales, group_size)
+        return tf.reshape(values, tf.concat([tf.shape(ids), [k]], axis=0))
+
+    return _composite("embedding_lookup", options, body)
+
+
+@functools.cache
+def _unpack_composite(weight_format: str, group_size: int, k: int) -> Any:
+    options = {"weight_format": weight_format, "group_size": group_size, "k": k}
+
+    def body(packed: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+        return _dequantize(_codes(packed, k, weight_format), scales, group_size)
+
+    return _composite("unpack", options, body)
+
+
+def _composite(name: str, options: dict[str, Any], body: Callable[..., tf.Tensor]) -> Any:
+    """A tf.function that TF Lite's converter fuses into the operator `tfmot_ternary.<name>`."""
+    fields = [f'name: "tfmot_ternary.{name}"', _attribute("tfl_fusable_op", True)]
+    fields += [_attribute(key, value) for key, value in options.items()]
+    return tf.function(body, experimental_implements=" ".join(fields), autograph=False)
+
+
+def _attribute(key: str, value: str | int | bool) -> str:
+    """One attribute in the text form of a NameAttrList."""
+    if isinstance(value, bool):
+        text = f"b: {str(value).lower()}"
+    elif isinstance(value, int):
+        text = f"i: {value}"
+    else:
+        text = f's: "{value}"'
+    return f'attr {{ key: "{key}" value {{ {text} }} }}'
+
+
+# The arithmetic.
+
+
+def _codes(packed: tf.Tensor, k: int, weight_format: str) -> tf.Tensor:
+    """uint8 [rows, row_bytes] -> float32 [rows, k] of -1, 0, +1 (g3doc/packing.md); static k."""
+    fields = packing.FORMATS[weight_format].fields
+    rows = tf.shape(packed)[0]
+    full = k // (64 * fields)
+    rest = k - full * 64 * fields
+    pieces = []
+    if full:
+        blocks = tf.reshape(packed[:, : full * 64], [rows, full, 1, 64])
+        digits = _digits(blocks, weight_format)
+        pieces.append(tf.reshape(digits, [rows, full * 64 * fields]))
+    if rest:
+        tail = packed[:, full * 64 :]
+        digits = _digits(tail[:, tf.newaxis, tf.newaxis, :], weight_format)
+        pieces.append(tf.reshape(digits, [rows, fields * tail.shape[1]])[:, :rest])
+    return pieces[0] if len(pieces) == 1 else tf.concat(pieces, axis=1)
+
+
+def _digits(blocks: tf.Tensor, weight_format: str) -> tf.Tensor:
+    """uint8 [rows, blocks, 1, bytes] -> float32 weights [rows, blocks, fields, bytes]."""
+    fields = packing.FORMATS[weight_format].fields
+    if weight_format == "t5":
+        powers = tf.constant([[3**f] for f in range(fields)], tf.int32)
+        digits = tf.cast(blocks, tf.int32) // powers % 3
+        return tf.cast(digits - 1, tf.float32)
+    bits = 8 // fields
+    shifts = tf.constant([[bits * f] for f in range(fields)], tf.uint8)
+    digits = tf.bitwise.bitwise_and(
+        tf.bitwise.right_shift(blocks, shifts), tf.constant((1 << bits) - 1, tf.uint8)
+    )
+    values = tf.cast(digits, tf.float32)
+    return 2.0 * values - 1.0 if weight_format == "b1" else values - 1.0
+
+
+def _dequantize(codes: tf.Tensor, scales: tf.Tensor, group_size: int) -> tf.Tensor:
+    """codes [rows, k] times scales [1], [rows] or [rows, groups]."""
+    if group_size:
+        return codes * tf.repeat(scales, group_size, axis=1)[:, : codes.shape[1]]
+    return codes * scales[:, tf.newaxis]
+
+
+def _quantize(x: tf.Tensor, axes: list[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Symmetric int8 over `axes`: integers as float32, scale, finiteness (axes kept)."""
+    finite = tf.reduce_all(tf.math.is_finite(x), axis=axes, keepdims=True)
+    x = tf.where(finite, x, tf.zeros_like(x))
+    amax = tf.reduce_max(tf.abs(x), axis=axes, keepdims=True)
+    # Below 1e-30 the reciprocal nears the end of float32 (127 / 0 is infinite): such a row is zero.
+    inverse = tf.where(amax >= 1e-30, 127.0 / amax, tf.zeros_like(amax))
+    q = tf.clip_by_value(tf.round(x * inverse), -127.0, 127.0)  # tf.round: half to even
+    # Not `amax / 127.0`: Grappler makes a division by a constant a product with its reciprocal,
+    # which differs in the last bit.
+    return q, tf.math.divide_no_nan(amax, 127.0), finite
+
+
+def _as_integers(accumulator: tf.Tensor) -> tf.Tensor:
+    """float(int32(accumulator)): no negative zero from sums of negative zeros."""
+    return tf.cast(tf.cast(accumulator, tf.int32), tf.float32)
+
+
+def _joint_scale(scale_x: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+    """scale_x * scales, rounded before the accumulator is multiplied.
+
+    Not the operator `*`: Grappler reorders a chain of Mul nodes to broadcast less (n = 1), and the
+    last bit changes. All values are finite, so the other node gives the same product.
+    """
+    return tf.math.multiply_no_nan(scale_x, scales)
+
+
+def _exact_product(q: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+    """float(int32 sum of q * codes) [..., n] for q [..., k] and codes [n, k], whatever k."""
+    k = codes.shape[1]
+    if k <= MAX_EXACT_K:
+        return _as_integers(tf.matmul(q, codes, transpose_b=True))
+    total = tf.zeros([], tf.int32)
+    for start in range(0, k, MAX_EXACT_K):
+        piece = slice(start, min(start + MAX_EXACT_K, k))
+        product = tf.matmul(q[..., piece], codes[:, piece], transpose_b=True)
+        total = total + tf.cast(product, tf.int32)
+    return tf.cast(total, tf.float32)
+
+
+def _scaled_product(
+    q: tf.Tensor, codes: tf.Tensor, scales: tf.Tensor, group_size: int, scale_x: tf.Tensor
+) -> tf.Tensor:
+    """The int8 product [..., n] with both scales applied; groups are added in ascending order."""
+    if q.shape.rank > 2:  # conv2d patches [b, oh, ow, k] against codes [n, k]
+        shape = tf.shape(q)
+        flat = tf.reshape(q, [-1, codes.shape[1]])
+        per_image = tf.reshape(
+            tf.broadcast_to(scale_x, tf.concat([shape[:-1], [1]], axis=0)), [-1, 1]
+        )
+        y = _scaled_product(flat, codes, scales, group_size, per_image)
+        return tf.reshape(y, tf.concat([shape[:-1], [codes.shape[0]]], axis=0))
+    if not group_size:
+        return _exact_product(q, codes) * _joint_scale(scale_x, scales)
+    k, n = codes.shape[1], codes.shape[0]
+    groups = -(-k // group_size)
+    padding = [[0, 0], [0, groups * group_size - k]]
+    q_groups = tf.transpose(tf.reshape(tf.pad(q, padding), [-1, groups, group_size]), [1, 0, 2])
+    w_groups = tf.transpose(tf.reshape(tf.pad(codes, padding), [-1, groups, group_size]), [1, 0, 2])
+    g_scales = tf.transpose(scales)
+
+    def add_group(group: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        accumulator = _as_integers(tf.matmul(q_groups[group], w_groups[group], transpose_b=True))
+        return group + 1, total + accumulator * g_scales[group]
+
+    # A loop, not one batched product: one [m, n] sum in memory, and the specified order of adding.
+    _, total = tf.while_loop(
+        lambda group, total: group < groups,
+        add_group,
+        (tf.constant(0), tf.zeros([tf.shape(q)[0], n])),
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, n])),
+        maximum_iterations=groups,
+    )
+    return total * scale_x
+
+
+def _epilogue(
+    y: tf.Tensor, bias: tuple[tf.Tensor, ...], activation: str, finite: tf.Tensor | None
+) -> tf.Tensor:
+    if bias:
+        y = y + bias[0]
+    function = ACTIVATION_FUNCTIONS[activation]
+    if function is not None:
+        y = function(y)
+    return y if finite is None else tf.where(finite, y, tf.constant(float("nan"), tf.float32))
+
+
+# Checks.
+
+
+def _check_options(weight_format: str, activation: str = "none", activations: str = "int8") -> None:
+    for name, value, allowed in (
+        ("weight_format", weight_format, tuple(packing.FORMATS)),
+        ("activation", activation, tuple(ACTIVATION_FUNCTIONS)),
+        ("activations", activations, ACTIVATION_TYPES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_weights(
+    packed: tf.Tensor, scales: tf.Tensor, k: int, weight_format: str, group_size: int
+) -> int:
+    """Checks static shapes; returns n."""
+    if not 1 <= k <= MAX_K:
+        raise ValueError(f"expected 1 <= k <= {MAX_K} (the int32 accumulator's range), got k = {k}")
+    row_bytes = packing.row_bytes(k, weight_format)
+    if packed.shape.rank != 2 or packed.shape[1] != row_bytes or packed.shape[0] is None:
+        raise ValueError(
+            f"expected packed weights uint8 [n, {row_bytes}] for k = {k} in format "
+            f"{weight_format}, got {packed.shape}; pack them with packing.pack"
+        )
+    n = int(packed.shape[0])
+    if group_size:
+        allowed: list[list[int]] = [list(packing.scale_shape(n, k, group_size))]
+    else:
+        allowed = [[1], [n]]
+    if scales.shape.as_list() not in allowed:
+        shapes = " or ".join(str(shape) for shape in allowed)
+        raise ValueError(
+            f"expected scales float32 {shapes} for n = {n}, k = {k}, group_size = {group_size}, "
+            f"got {scales.shape}"
+        )
+    return n
+
+
+def _weights(packed: Any, scales: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.convert_to_tensor(packed, tf.uint8), tf.convert_to_tensor(scales, tf.float32)
+
+
+def _bias(bias: Any | None, n: int) -> tuple[tf.Tensor, ...]:
+    if bias is None:
+        return ()
+    tensor = tf.convert_to_tensor(bias, tf.float32)
+    if tensor.shape.as_list() != [n]:
+        raise ValueError(f"expected bias float32 [{n}], got {tensor.shape}")
+    return (tensor,)
+
+
+def _static_dim(x: tf.Tensor, axis: int, name: str) -> int:
+    if x.shape.rank is None or x.shape.rank < 1 or x.shape[axis] is None:
+        raise ValueError(f"expected {name} with a known last dimension, got shape {x.shape}")
+    return int(x.shape[axis])
+
+
+def _is_per_tensor(packed: tf.Tensor, scales: tf.Tensor) -> bool:
+    return scales.shape.as_list() == [1] and packed.shape[0] != 1

@@ -1,0 +1,395 @@
+"""Packed layers: Dense, EinsumDense, convolutions and embeddings whose weights are packed codes.
+
+One definition serves both Keras versions: `packed_class(base)` mixes a packed form into a layer
+class of tf_keras or of Keras 3. Codes and scales are variables that are not trained, so that each
+Keras saves, loads, counts and exports them itself; there is no float kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import tensorflow as tf
+
+from tfmot_ternary import ops
+from tfmot_ternary.kernel_layout import KernelLayout
+from tfmot_ternary.packing import FORMATS, GroupSize, PackedWeights, row_bytes, scale_shape
+
+__all__ = ["PackedLayer", "pack_in_place", "packed_class"]
+
+
+class PackedLayer:
+    """Mixed into a layer class: packed weights in place of its kernel or table.
+
+    Attributes:
+      kernel_layout: how the float kernel became W[n, k].
+      weight_format: "t2", "t5" or "b1".
+      group_size: None (one scale per output), "tensor" or inputs per scale.
+      activations: "int8" or "float32", what the operator multiplies.
+      packed: variable uint8 [n, row_bytes(k)].
+      scales: variable float32 of shape `packing.scale_shape(n, k, group_size)`.
+    """
+
+    kernel_layout: KernelLayout
+    weight_format: str
+    group_size: GroupSize
+    activations: str
+    packed: Any
+    scales: Any
+    changed_from: type
+    bias: Any
+    activation: Any
+    compute_dtype: str
+
+    def __init__(self, *args: Any, packing: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if packing is None:
+            raise ValueError(
+                f"expected the argument `packing` of {type(self).__name__}, which tells layout and "
+                "format, got None; packed layers are made by tfmot_ternary.freeze"
+            )
+        self._set_packing(**packing)
+
+    def _set_packing(
+        self,
+        kernel_layout: KernelLayout | dict[str, Any],
+        weight_format: str,
+        group_size: GroupSize,
+        activations: str,
+        bias_shape: Any = None,
+    ) -> None:
+        if isinstance(kernel_layout, dict):
+            kernel_layout = KernelLayout.from_config(kernel_layout)
+        if weight_format not in FORMATS:
+            raise ValueError(
+                f"expected weight_format out of {sorted(FORMATS)}, got {weight_format!r}"
+            )
+        if activations not in ops.ACTIVATION_TYPES:
+            raise ValueError(
+                f"expected activations out of {ops.ACTIVATION_TYPES}, got {activations!r}"
+            )
+        self.kernel_layout = kernel_layout
+        self.weight_format = weight_format
+        self.group_size = group_size
+        self.activations = activations
+        self.bias_shape = None if bias_shape is None else tuple(bias_shape)
+
+    def _add_packed_weights(self) -> None:
+        layout = self.kernel_layout
+        shapes = {
+            "packed": ((layout.n, row_bytes(layout.k, self.weight_format)), "uint8"),
+            "scales": (scale_shape(layout.n, layout.k, self.group_size), "float32"),
+        }
+        # Scales stay float32 under a mixed precision policy; each Keras has its own word for that.
+        keras3 = _layer_class(type(self)).__module__.startswith("keras.")
+        no_autocast = {"autocast" if keras3 else "experimental_autocast": False}
+        for name, (shape, dtype) in shapes.items():
+            variable = self.add_weight(  # type: ignore[attr-defined]
+                name=name,
+                shape=shape,
+                dtype=dtype,
+                initializer="zeros",
+                trainable=False,
+                **no_autocast,
+            )
+            setattr(self, name, variable)
+
+    def build(self, input_shape: Any) -> None:
+        """Adds packed weights and bias (tf_keras; a Keras 3 layer is built before it is packed)."""
+        del input_shape  # the layout has all shapes
+        self._add_packed_weights()
+        if self.bias_shape is not None:
+            self.bias = self.add_weight(name="bias", shape=self.bias_shape, initializer="zeros")  # type: ignore[attr-defined]
+        else:
+            self.bias = None
+        self.built = True
+
+    @property
+    def packed_weights(self) -> PackedWeights:
+        """The weights as NumPy arrays."""
+        return PackedWeights(
+            tf.convert_to_tensor(self.packed).numpy(),
+            tf.convert_to_tensor(self.scales).numpy(),
+            self.kernel_layout.k,
+            self.weight_format,
+            self.group_size,
+        )
+
+    def set_packed_weights(self, weights: PackedWeights) -> None:
+        """Assigns codes and scales; format and shape must be those of the layer."""
+        if weights.weight_format != self.weight_format or weights.group_size != self.group_size:
+            raise ValueError(
+                f"expected weights of format {self.weight_format}, group_size {self.group_size!r}, "
+                f"got {weights.weight_format}, {weights.group_size!r}"
+            )
+        self.packed.assign(weights.packed)
+        self.scales.assign(weights.scales)
+
+    def unpacked(self) -> tf.Tensor:
+        """The dequantized kernel, float32 of the float kernel's shape, by the operator `unpack`."""
+        matrix = ops.unpack(
+            self.packed, self.scales, k=self.kernel_layout.k, **self._matrix_options
+        )
+        return tf.cast(self.kernel_layout.from_matrix(matrix), self.compute_dtype)
+
+    @property
+    def _matrix_options(self) -> dict[str, Any]:
+        group_size = self.group_size if isinstance(self.group_size, int) else 0
+        return {"weight_format": self.weight_format, "group_size": group_size}
+
+    def _product_options(self, activation: str) -> dict[str, Any]:
+        return {
+            **self._matrix_options,
+            "activation": activation,
+            "activations": self.activations,
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """The base layer's config and `packing`."""
+        config = super().get_config()  # type: ignore[misc]
+        config["packing"] = {
+            "kernel_layout": self.kernel_layout.get_config(),
+            "weight_format": self.weight_format,
+            "group_size": self.group_size,
+            "activations": self.activations,
+            "bias_shape": None if self.bias_shape is None else list(self.bias_shape),
+        }
+        return config
+
+    # Base classes of Keras 3 save `kernel` under keys of their own: go by the variables instead.
+
+    def save_own_variables(self, store: Any) -> None:
+        _layer_class(type(self)).save_own_variables(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        _layer_class(type(self)).load_own_variables(self, store)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Keras' own integer quantization passes over this layer (it warns and goes on)."""
+        raise NotImplementedError(f"{self.name!r} is packed by tfmot_ternary already")  # type: ignore[attr-defined]
+
+
+class PackedKernel(PackedLayer):
+    """A packed layer with a matrix `kernel`; code that reads it gets the dequantized one."""
+
+    @property
+    def kernel(self) -> tf.Tensor:
+        return self.unpacked()
+
+    def _call_base(self, inputs: Any, kwargs: dict[str, Any]) -> Any:
+        """The base layer's own computation on the unpacked kernel."""
+        call = super().call  # type: ignore[misc]
+        accepted = inspect.signature(call).parameters
+        return call(inputs, **{key: kwargs[key] for key in kwargs if key in accepted})
+
+    def _finish(self, y: tf.Tensor, activation: str) -> tf.Tensor:
+        """Applies the layer's activation unless the operator did; casts to the compute dtype."""
+        if activation == "none" and self.activation is not None:
+            y = self.activation(y)
+        return tf.cast(y, self.compute_dtype)
+
+
+class PackedDense(PackedKernel):
+    """Dense and EinsumDense as `fully_connected`."""
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, inputs: Any, **kwargs: Any) -> Any:
+        if not _has_own_call(type(self), ("Dense", "EinsumDense")):
+            return self._call_base(inputs, kwargs)
+        layout = self.kernel_layout
+        bias = None if self.bias is None else tf.cast(self.bias, tf.float32)
+        row_bias = None if bias is None else _bias_row(bias, layout)
+        fused = row_bias is not None or bias is None
+        activation = _fused_activation(self.activation) if fused else "none"
+        y = ops.fully_connected(
+            layout.input_to_rows(tf.cast(inputs, tf.float32)),
+            self.packed,
+            self.scales,
+            row_bias,
+            **self._product_options(activation),
+        )
+        y = layout.rows_to_output(y)
+        if not fused:
+            y = y + bias
+        return self._finish(y, activation)
+
+
+class PackedConv(PackedKernel):
+    """Conv1D and Conv2D as `conv2d`; other convolutions call their base on the unpacked kernel."""
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, inputs: Any, **kwargs: Any) -> Any:
+        supported = (
+            _has_own_call(type(self), ("Conv", "BaseConv", "Conv1D", "Conv2D"))
+            and self.rank in (1, 2)
+            and self.groups == 1
+            and self.data_format == "channels_last"
+            and inputs.shape.rank == self.rank + 2
+        )
+        if not supported:
+            return self._call_base(inputs, kwargs)
+        x = tf.cast(inputs, tf.float32)
+        padding = self.padding.upper()
+        if padding == "CAUSAL":
+            reach = self.dilation_rate[0] * (self.kernel_size[0] - 1)
+            x = tf.pad(x, [[0, 0], [reach, 0], [0, 0]])
+            padding = "VALID"
+        if self.rank == 1:  # one image row
+            x = x[:, tf.newaxis]
+        ones = (1,) * (2 - self.rank)
+        activation = _fused_activation(self.activation)
+        y = ops.conv2d(
+            x,
+            self.packed,
+            self.scales,
+            None if self.bias is None else tf.cast(self.bias, tf.float32),
+            kernel_size=ones + tuple(self.kernel_size),
+            strides=ones + tuple(self.strides),
+            dilations=ones + tuple(self.dilation_rate),
+            padding=padding,
+            **self._product_options(activation),
+        )
+        if self.rank == 1:
+            y = y[:, 0]
+        return self._finish(y, activation)
+
+    rank: int
+    groups: int
+    data_format: str
+    padding: str
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation_rate: tuple[int, ...]
+
+
+class PackedEmbedding(PackedLayer):
+    """Embedding as `embedding_lookup`; ReversibleEmbedding's projection as `fully_connected`."""
+
+    @property
+    def embeddings(self) -> tf.Tensor:
+        return self.unpacked()
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, inputs: Any, reverse: bool = False) -> Any:
+        if reverse:
+            return self._project(inputs)
+        y = ops.embedding_lookup(
+            inputs, self.packed, self.scales, k=self.kernel_layout.k, **self._matrix_options
+        )
+        y = tf.cast(y, self.compute_dtype)
+        if self.mask_zero and hasattr(self, "tie_weights"):
+            # ReversibleEmbedding sets its mask here, for its compute_mask also serves `reverse`.
+            y._keras_mask = tf.not_equal(inputs, 0)
+        return y
+
+    mask_zero: bool
+
+    def _project(self, inputs: Any) -> Any:
+        if not self.tie_weights:  # type: ignore[attr-defined]
+            return super().call(inputs, reverse=True)  # type: ignore[misc]
+        logits = ops.fully_connected(
+            tf.cast(inputs, tf.float32), self.packed, self.scales, **self._product_options("none")
+        )
+        cap = self.logit_soft_cap  # type: ignore[attr-defined]
+        if cap is not None:
+            logits = tf.tanh(logits / cap) * cap
+        return tf.cast(logits, self.reverse_dtype or self.compute_dtype)  # type: ignore[attr-defined]
+
+
+_FORMS: dict[str, type[PackedLayer]] = {
+    "Dense": PackedDense,
+    "EinsumDense": PackedDense,
+    "Conv1D": PackedConv,
+    "Conv2D": PackedConv,
+    "Conv3D": PackedConv,
+    "Embedding": PackedEmbedding,
+}
+
+
+@functools.cache
+def packed_class(base: type) -> type:
+    """The packed subclass of a layer class of tf_keras or Keras 3.
+
+    Raises:
+      TypeError: the class has no packed form.
+    """
+    form = next((_FORMS[c.__name__] for c in base.__mro__ if _is_keras(c, tuple(_FORMS))), None)
+    if form is None:
+        raise TypeError(
+            f"expected a subclass of {', '.join(_FORMS)} of tf_keras or Keras 3, got "
+            f"{base.__module__}.{base.__name__}"
+        )
+    members: dict[str, Any] = {"__module__": __name__, "changed_from": base}
+    if hasattr(base, "equation") or base.__name__ == "EinsumDense":
+        # The base class keeps its output shape from a build that a packed layer does not run.
+        members["compute_output_shape"] = _layer_class(base).compute_output_shape
+    return type(f"Packed{base.__name__}", (form, base), members)
+
+
+def pack_in_place(layer: Any, base: type, weights: PackedWeights, **packing: Any) -> None:
+    """Turns a built Keras 3 layer into a packed one; its float kernel is gone afterwards.
+
+    Args:
+      layer: instance of `base`, or of a quantized class made from it.
+      base: the float layer's class.
+      weights: codes and scales; see `PackedLayer` for the keys of `packing`.
+    """
+    for name in ("_kernel", "_embeddings", "kernel_scale"):
+        variable = layer.__dict__.get(name)
+        if variable is not None:
+            layer._untrack_variable(variable)
+            setattr(layer, name, None)
+    layer.__class__ = packed_class(base)
+    layer._set_packing(
+        weight_format=weights.weight_format, group_size=weights.group_size, **packing
+    )
+    layer._tracker.unlock()
+    layer._add_packed_weights()
+    layer._tracker.lock()
+    layer.set_packed_weights(weights)
+    # XLA turns the division by 127 into a product, which moves the last bit of a scale.
+    layer.supports_jit = False
+
+
+def _layer_class(cls: type) -> Any:
+    """The class `Layer` of the Keras version that `cls` belongs to."""
+    return next(c for c in cls.__mro__ if _is_keras(c, ("Layer",)))
+
+
+def _is_keras(cls: type, names: tuple[str, ...]) -> bool:
+    return cls.__name__ in names and cls.__module__.split(".")[0] in ("keras", "tf_keras")
+
+
+def _has_own_call(cls: type, names: tuple[str, ...]) -> bool:
+    """Whether `call` comes from Keras' own class: then the operator computes what it would."""
+    owner = next(c for c in cls.__mro__ if "call" in c.__dict__ and not issubclass(c, PackedLayer))
+    return _is_keras(owner, names)
+
+
+def _fused_activation(activation: Any) -> str:
+    """The operator's name of an activation; "none" where the layer must apply it (or has none)."""
+    module = getattr(activation, "__module__", "").split(".")[0]
+    name = getattr(activation, "__name__", "")
+    if module in ("keras", "tf_keras", "tensorflow") and name in ("relu", "relu6"):
+        return name
+    return "none"
+
+
+def _bias_row(bias: tf.Tensor, layout: KernelLayout) -> tf.Tensor | None:
+    """The bias as [n], or None where it varies along an axis that is not one of n."""
+    if layout.output_permutation is None:
+        return bias
+    n_axes = len(layout.n_axes)
+    rank = len(layout.output_permutation)
+    free = rank - n_axes
+    lead = [1] * (rank - bias.shape.rank) + bias.shape.as_list()
+    target = [
+        1 if source < free else layout.kernel_shape[layout.n_axes[source - free]]
+        for source in layout.output_permutation
+    ]
+    if any(have not in (1, want) for have, want in zip(lead, target, strict=True)):
+        return None
+    # The axes of n are in the output's order: without the free axes (all 1) that is the row.
+    return tf.reshape(tf.broadcast_to(tf.reshape(bias, lead), target), [layout.n])

@@ -1,0 +1,344 @@
+"""Ternarization: a pre-trained model -> ternary or binary weights -> `.tflite`, in one go."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from tfmot_ternary import evaluation, model_source
+from tfmot_ternary.packing import GroupSize
+
+# Settings of the training with `--data`: mild ones that suit small models; everything beyond is
+# for the Python interface.
+TEMPERATURE = 2.0
+ALPHA = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+      preset: see `model_source.load`.
+      output: the `.tflite` to write.
+      weights: "ternary" or "binary".
+      weight_format: "t2", "t5" or "b1"; None: the default for `weights`.
+      group_size: None (per channel), "tensor" or inputs per scale.
+      initializer: name of the first scales' rule.
+      skip: regular expressions of layers to leave as they are.
+      float_weights: "int8" or "float32": how embeddings and skipped layers are stored.
+      data: examples to train on, or None: the k-means start is what is written.
+      steps: training steps.
+      batch_size: examples per step.
+      learning_rate: its highest value.
+      seed: order of the examples.
+      prefill_length, cache_length: see `vlm.convert_causal_lm`; causal LMs only.
+    """
+
+    preset: str
+    output: str
+    weights: str = "ternary"
+    weight_format: str | None = None
+    group_size: GroupSize = None
+    initializer: str = "kmeans"
+    skip: tuple[str, ...] = ()
+    float_weights: str = "int8"
+    data: str | None = None
+    steps: int = 500
+    batch_size: int = 16
+    learning_rate: float = 5e-4
+    seed: int = 0
+    prefill_length: int | None = None
+    cache_length: int | None = None
+
+    @classmethod
+    def from_flags(cls, values: flags.FlagValues) -> Request:
+        group_size: Any = values.group_size
+        if group_size == "channel":
+            group_size = None
+        elif group_size != "tensor":
+            group_size = int(group_size)
+        return cls(
+            preset=values.preset,
+            output=values.output,
+            weights=values.weights,
+            weight_format=values.format,
+            group_size=group_size,
+            initializer=values.initializer,
+            skip=tuple(values.skip),
+            float_weights=values.float_weights,
+            data=values.data,
+            steps=values.steps,
+            batch_size=values.batch_size,
+            learning_rate=values.learning_rate,
+            seed=values.seed,
+            prefill_length=values.prefill_length,
+            cache_length=values.cache_length,
+        )
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags on `values`."""
+
+    def text(name: str, default: str | None, what: str) -> None:
+        flags.DEFINE_string(name, default, what, flag_values=values)
+
+    def choice(name: str, default: str | None, choices: list[str], what: str) -> None:
+        flags.DEFINE_enum(name, default, choices, what, flag_values=values)
+
+    def count(name: str, default: int | None, what: str, least: int = 1) -> None:
+        flags.DEFINE_integer(name, default, what, lower_bound=least, flag_values=values)
+
+    text(
+        "preset",
+        None,
+        "the pre-trained model: KerasHub preset (folder or handle), .keras, .h5, or SavedModel",
+    )
+    text("output", None, "the .tflite to write; a language model's tokenizer goes beside it")
+    choice("weights", "ternary", ["ternary", "binary"], "values per weight")
+    choice(
+        "format",
+        None,
+        ["t2", "t5", "b1"],
+        "how weights are stored: t2 (2 bits; default for ternary), t5 (1.6 bits), b1 (1 bit; "
+        "binary)",
+    )
+    choice(
+        "group_size",
+        "channel",
+        ["channel", "tensor", "32", "64", "128", "256"],
+        "inputs that share a scale",
+    )
+    choice(
+        "initializer",
+        "kmeans",
+        ["kmeans", "lloyd", "absmean", "absmax", "twn"],
+        "rule of the first scales",
+    )
+    flags.DEFINE_multi_string(
+        "skip",
+        [],
+        "regular expression of layer names to leave as they are; may be repeated",
+        flag_values=values,
+    )
+    choice(
+        "float_weights",
+        "int8",
+        ["int8", "float32"],
+        "how weights that stay float are stored: embeddings, head, skipped layers",
+    )
+    text(
+        "data",
+        None,
+        'examples to recover quality on: "digits:train", a JSON-lines file (language models; see '
+        "`evaluate --help`), or an .npz file with x and optionally y (other models)",
+    )
+    count("steps", 500, "training steps, with --data")
+    count("batch_size", 16, "examples per step")
+    flags.DEFINE_float(
+        "learning_rate", 5e-4, "highest learning rate", lower_bound=0.0, flag_values=values
+    )
+    count("seed", 0, "order of the examples", least=0)
+    count("prefill_length", None, "longest prompt in tokens; default: the preset's")
+    count("cache_length", None, "context in tokens, image included; default: the preset's")
+
+
+def run(request: Request) -> None:
+    """Does what the request says and prints what came out.
+
+    Raises:
+      ValueError, FileNotFoundError: bad input; nothing is written then.
+    """
+    _check(request)
+    print(f"load {request.preset}")
+    model = model_source.load(request.preset)
+    if hasattr(model, "call_with_cache"):
+        _check_causal_lm(request)
+        prepare = _causal_lm_batches if request.data else None
+    else:
+        if request.prefill_length or request.cache_length:
+            raise ValueError(
+                "expected prefill_length and cache_length only with a language model, got "
+                f"{type(model).__name__}"
+            )
+        prepare = _array_batches if request.data else None
+    make_batch = prepare(model, request) if prepare else None
+
+    from tfmot_ternary.apply import quantize_apply
+
+    print(f"quantize: {request.weights}, {request.initializer} scales per {_unit(request)}")
+    student = quantize_apply(model, _scheme(request))
+    if make_batch is not None:
+        _train(student, model, make_batch, request)
+    print("freeze and convert")
+    _convert(student, request)
+    size = os.path.getsize(request.output)
+    print(f"{request.output}: {size:,} bytes; see `tfmot-ternary inspect {request.output}`")
+
+
+def _check(request: Request) -> None:
+    allowed = {"ternary": (None, "t2", "t5"), "binary": (None, "b1")}[request.weights]
+    if request.weight_format not in allowed:
+        raise ValueError(
+            f"expected format {' or '.join(f for f in allowed if f)} for {request.weights} "
+            f"weights, got {request.weight_format}"
+        )
+    if not request.output.endswith(".tflite"):
+        raise ValueError(f"expected an output name that ends in .tflite, got {request.output!r}")
+
+
+def _check_causal_lm(request: Request) -> None:
+    if request.data is not None and request.data.endswith(".npz"):
+        raise ValueError(
+            f"expected a JSON-lines file or digits:train to train a language model, got "
+            f"{request.data!r}"
+        )
+
+
+def _unit(request: Request) -> str:
+    if isinstance(request.group_size, int):
+        return f"group of {request.group_size} inputs"
+    return request.group_size or "channel"
+
+
+def _scheme(request: Request) -> Any:
+    from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
+
+    cls = TernaryScheme if request.weights == "ternary" else BinaryScheme
+    return cls(
+        group_size=request.group_size, initializer=request.initializer, skip=request.skip
+    )
+
+
+Batch = tuple[Any, Any, Any]  # x, y, sample weights (y and weights None: distillation alone)
+
+
+def _causal_lm_batches(model: Any, request: Request) -> Callable[[int], Batch]:
+    """Returns step -> batch, made by the model's own preprocessor."""
+    assert request.data is not None
+    built_in = request.data.startswith(evaluation.BUILT_IN_PREFIX)
+    limit = min(request.steps * request.batch_size, 20_000) if built_in else None
+    examples = evaluation.load_examples(request.data, limit, request.seed)
+    with_images = hasattr(model.backbone, "vit_encoder")
+
+    def make_batch(step: int) -> Batch:
+        rng = np.random.default_rng([request.seed, step])
+        chosen = [examples[i] for i in rng.integers(0, len(examples), request.batch_size)]
+        prompts = [e.prompt for e in chosen]
+        answers = [e.answer for e in chosen]
+        if not with_images:
+            texts = [f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]
+            return model.preprocessor(texts)
+        from tfmot_ternary.vlm.image import read_image
+
+        images = model.preprocessor.image_converter
+        pixels = np.stack([np.asarray(images(read_image(e.image))) for e in chosen])
+        return _without_image_converter(model.preprocessor)(
+            {"images": pixels, "prompts": prompts, "responses": answers}
+        )
+
+    return make_batch
+
+
+def _without_image_converter(preprocessor: Any) -> Any:
+    """Returns the same preprocessor for images that are ready: they differ in size before."""
+    return type(preprocessor)(
+        tokenizer=preprocessor.tokenizer,
+        sequence_length=preprocessor.sequence_length,
+        add_start_token=preprocessor.add_start_token,
+        add_end_token=preprocessor.add_end_token,
+    )
+
+
+def _array_batches(model: Any, request: Request) -> Callable[[int], Batch]:
+    """Returns step -> batch out of an .npz file with `x` and optionally `y`."""
+    path = request.data or ""
+    if not path.endswith(".npz"):
+        raise ValueError(
+            f"expected an .npz file with x (and y) to train {type(model).__name__}, got {path!r}"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected an .npz file at {path!r}, got {error}") from error
+    x, y = arrays.get("x"), arrays.get("y")
+    if x is None or (y is not None and len(y) != len(x)) or not len(x):
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        raise ValueError(
+            f"{path!r}: expected an array x and optionally y of the same length, got {shapes}"
+        )
+    expected = list(model.input_shape[1:])
+    if [None if e is None else d for d, e in zip(x.shape[1:], expected, strict=False)] != expected:
+        raise ValueError(
+            f"{path!r}: expected x of shape [examples, {expected}] as the model takes it, got "
+            f"{list(x.shape)}"
+        )
+
+    def make_batch(step: int) -> Batch:
+        rng = np.random.default_rng([request.seed, step])
+        chosen = rng.integers(0, len(x), request.batch_size)
+        return x[chosen], None if y is None else y[chosen], None
+
+    return make_batch
+
+
+def _train(
+    student: Any, teacher: Any, make_batch: Callable[[int], Batch], request: Request
+) -> None:
+    import keras
+    import tf_keras
+    from tqdm import tqdm
+
+    from tfmot_ternary.distill import Distiller
+
+    causal = hasattr(teacher, "call_with_cache")
+    flavour = keras if isinstance(student, keras.Model) else tf_keras
+    labelled = make_batch(0)[1] is not None
+    distiller = Distiller(
+        student,
+        teacher,
+        temperature=TEMPERATURE,
+        alpha=ALPHA if labelled else 1.0,
+        from_logits=True if causal else None,
+    )
+    schedule = flavour.optimizers.schedules.PolynomialDecay(
+        request.learning_rate, request.steps, end_learning_rate=0.0
+    )
+    loss = flavour.losses.SparseCategoricalCrossentropy(from_logits=distiller.from_logits)
+    distiller.compile(
+        optimizer=flavour.optimizers.Adam(schedule, clipnorm=1.0),
+        loss=loss if labelled else None,
+    )
+    bar = tqdm(range(request.steps), desc="recover", unit="step")
+    for step in bar:
+        x, y, weights = make_batch(step)
+        logs = distiller.train_on_batch(x, y, sample_weight=weights, return_dict=True)
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+def _convert(student: Any, request: Request) -> None:
+    import tensorflow as tf
+
+    optimizations = [tf.lite.Optimize.DEFAULT] if request.float_weights == "int8" else None
+    if hasattr(student, "call_with_cache"):
+        from tfmot_ternary.vlm import convert_causal_lm
+
+        convert_causal_lm(
+            student,
+            request.output,
+            prefill_length=request.prefill_length,
+            cache_length=request.cache_length,
+            weight_format=request.weight_format,
+            optimizations=optimizations,
+        )
+        return
+    from tfmot_ternary.convert import convert
+
+    convert(student, optimizations, weight_format=request.weight_format, path=request.output)

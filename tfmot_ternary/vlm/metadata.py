@@ -1,0 +1,171 @@
+"""Metadata: what a causal-LM `.tflite` says about itself, as JSON in the flatbuffer's metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import flatbuffers
+import numpy as np
+
+from tfmot_ternary import model_file
+
+NAME = "tfmot_ternary.causal_lm"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How an image becomes the model's input `x * scale + offset`.
+
+    Attributes:
+      height, width: size in pixels after resizing.
+      sequence_length: positions that one image takes in the context.
+      scale, offset: float, or one float per channel.
+      interpolation: "bilinear", "nearest" or "bicubic".
+      antialias: whether the resize filter widens when it shrinks the image.
+      aspect_ratio: "crop" (centre crop first), "pad" (zeros) or "stretch".
+      resize: False when the model has no resize step: other sizes are then refused.
+    """
+
+    height: int
+    width: int
+    sequence_length: int
+    scale: float | list[float]
+    offset: float | list[float]
+    interpolation: str
+    antialias: bool
+    aspect_ratio: str
+    resize: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer beside the model.
+
+    Attributes:
+      file: name of the SentencePiece file, in the folder of the `.tflite`.
+      vocabulary_size: pieces in it; at most the model's `vocabulary_size`.
+      bos_id: id put in front of every prompt, or None.
+      eos_ids: ids that end a generation; the first one also ends an answer in scoring.
+      pad_id: id that fills a prompt up to `prefill_length`.
+    """
+
+    file: str
+    vocabulary_size: int
+    bos_id: int | None
+    eos_ids: list[int]
+    pad_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLMMetadata:
+    """Everything that generation needs beside the two signatures.
+
+    Attributes:
+      family: "pali_gemma" or "text" (no image input).
+      vocabulary_size: width of the logits.
+      prefill_length: token ids that the `prefill` signature takes (padded).
+      cache_length: positions of the KV cache: image, prompt and generated tokens.
+      cache_layers: layers with a cache; the signatures' inputs and outputs `cache_0`, `cache_1`, ...
+      cache_shape: shape of each, float32 [1, 2 (keys, values), cache_length, heads, head size].
+      tokenizer: the tokenizer beside the model.
+      image: image preprocessing, or None for a text model.
+      format_version: version of this record.
+    """
+
+    family: str
+    vocabulary_size: int
+    prefill_length: int
+    cache_length: int
+    cache_layers: int
+    cache_shape: list[int]
+    tokenizer: TokenizerSpec
+    image: ImageSpec | None
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def image_sequence_length(self) -> int:
+        """Positions that the image takes; 0 for a text model."""
+        return self.image.sequence_length if self.image else 0
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, source: str) -> CausalLMMetadata:
+        """Reads what `to_json` wrote. `source` names the file in errors.
+
+        Raises:
+          ValueError: not JSON, another format version, or a field is missing or unknown.
+        """
+        try:
+            record: dict[str, Any] = json.loads(content)
+            version = record["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{source}: expected a JSON record with format_version in the metadata {NAME!r}, "
+                f"got {content[:60]!r}: convert the model again"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{source}: expected metadata format_version {FORMAT_VERSION}, got {version}: "
+                "convert the model again, or update tfmot_ternary"
+            )
+        try:
+            tokenizer = TokenizerSpec(**record.pop("tokenizer"))
+            image = record.pop("image")
+            return cls(
+                tokenizer=tokenizer, image=None if image is None else ImageSpec(**image), **record
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f"{source}: expected the metadata fields of format_version {FORMAT_VERSION}, got "
+                f"other ones ({error}): convert the model again"
+            ) from error
+
+
+def attach(model: bytes, metadata: CausalLMMetadata) -> bytes:
+    """Returns the flatbuffer `model` with `metadata` in its metadata table, and short tensor names.
+
+    The converter names a tensor after all operators that were merged into it, which takes more
+    room than packed weights in a small model: constants keep the last of these names, and the
+    results of operators none. Signatures refer to tensors by number.
+
+    The buffers move: align packed weights (`convert.align_packed_buffers`) after this call.
+    """
+    schema = model_file.schema()
+    record = schema.ModelT.InitFromPackedBuf(model, 0)
+    for subgraph in record.subgraphs:
+        for tensor in subgraph.tensors:
+            constant = record.buffers[tensor.buffer].data is not None
+            tensor.name = tensor.name.split(b";")[-1] if constant and tensor.name else None
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(metadata.to_json(), np.uint8)
+    record.buffers.append(buffer)
+    entry = schema.MetadataT()
+    entry.name = NAME.encode()
+    entry.buffer = len(record.buffers) - 1
+    record.metadata = [*(record.metadata or []), entry]
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(record.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def read(path: str | os.PathLike[str]) -> CausalLMMetadata:
+    """Reads the record of the `.tflite` file at `path`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: no TF Lite file, or one that `convert_causal_lm` did not write.
+    """
+    file = model_file.ModelFile(path)
+    content = file.metadata(NAME)
+    if content is None:
+        raise ValueError(
+            f"{file.path!r}: expected a model written by tfmot_ternary.vlm.convert_causal_lm, got "
+            f"one without the metadata {NAME!r}: it is no causal LM, or another tool wrote it"
+        )
+    return CausalLMMetadata.from_json(content, repr(file.path))
