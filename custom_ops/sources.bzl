@@ -43,6 +43,7 @@ KERNEL_SOURCES = [
 ]
 
 TFLITE_HEADERS = [
+    "tflite/delegate.h",
     "tflite/error_text.h",
     "tflite/export.h",
     "tflite/flexbuffer.h",

@@ -587,6 +587,22 @@ def test_bad_model(way, case):
     assert f"tfmot_ternary.{name}: " in str(raised.value)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ops_that_write_one_tensor(way):
+    """The second op's Prepare shrinks what the first is about to fill: an error, no overflow."""
+    builder = ModelBuilder()
+    graph = builder.graph()
+    large, small = graph.input([5000, 40]), graph.input([1, 40])
+    y = graph.output([1, 4])
+    packed, scales = graph.constant(PACKED), graph.constant(SCALES)
+    for x in (large, small):
+        graph.custom("tfmot_ternary.fully_connected", [x, packed, scales], [y], T2)
+    interpreter = make(builder.build(), way)
+    interpreter.allocate_tensors()
+    with pytest.raises(RuntimeError, match=r"expected tensor 3 to keep its shape .* got \[1, 4\]"):
+        interpreter.invoke()
+
+
 def test_damaged_options_never_crash():
     """Every truncation and every changed byte: an error with words, or options that still read."""
     options = flexbuffer({**CONV, "group_size": 0, "activation": "relu", "activations": "int8"})

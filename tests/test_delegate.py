@@ -252,6 +252,7 @@ def test_threads_end_with_the_interpreter(layers):
     assert thread_count() == before
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 @pytest.mark.parametrize("backend", ["litert", "tf"])
 def test_abi(backend, tmp_path):
     """Every field that the ops read, seen through our declarations in this wheel."""

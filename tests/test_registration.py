@@ -35,6 +35,7 @@ def test_cpp(name, build, tmp_path):
     assert f"{name}: passed" in result.stdout
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_registration_from_cpp(build, tmp_path):
     """C++ code registers an op of its own and ours on the resolver that TensorFlow hands it."""
     tensorflow = pathlib.Path(importlib.util.find_spec("tensorflow").origin).parent

@@ -194,10 +194,7 @@ np.testing.assert_array_equal(*outputs)
 
 @pytest.mark.parametrize(("backend", "registration"), WAYS[:-1])
 def test_xnnpack_stays_on(backend, registration):
-    """The builtin layers of a model with our ops go to XNNPACK, as they do without ours.
-
-    (`python -m pytest` measures no time; that both take equally long is in g3doc/deployment.md.)
-    """
+    """The builtin layers of a model with our ops go to XNNPACK, as they do without ours."""
     builder = ModelBuilder()
     graph = builder.graph()
     x, h = graph.input([4, 64]), graph.intermediate([4, 64])

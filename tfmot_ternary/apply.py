@@ -9,8 +9,7 @@ import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras as tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras import quantize_annotate
 
-from tfmot_ternary.layout_transform import needs_no_warning, warn_left_in_float
-from tfmot_ternary.scheme import quantize_scope
+from tfmot_ternary.scheme import BinaryScheme, TernaryScheme, quantize_scope
 
 __all__ = ["quantize_apply"]
 
@@ -62,6 +61,11 @@ def _quantize_tf_keras(model: Any, scheme: Any) -> Any:
                 f"expected a float model, got {model.name!r} whose layer {layer.name!r} is "
                 "quantized already; quantize the original model instead"
             )
+    if not isinstance(scheme, (BinaryScheme, TernaryScheme)):
+        raise TypeError(
+            f"expected a TernaryScheme or BinaryScheme, got {type(scheme).__name__}; for other "
+            "schemes use tfmot.quantization.keras.quantize_apply"
+        )
     with quantize_scope():
         if any(isinstance(layer, quantize_annotate.QuantizeAnnotate) for layer in model.layers):
             return tfmot.quantization.keras.quantize_apply(model, scheme)
@@ -75,35 +79,34 @@ def _quantize_tf_keras(model: Any, scheme: Any) -> Any:
 
 
 def _quantize_plain(model: Any, scheme: Any) -> Any:
-    """The quantized model, or None where the scheme quantizes no layer of it."""
-    registry = scheme.get_quantize_registry()
+    """The quantized model, or None where the scheme quantizes no layer of it.
+
+    This does without annotations: tfmot's QuantizeAnnotate cannot pass a mask to attention.
+    """
     copies: dict[str, Any] = {}
-    count = {"annotated": 0, "nested": 0}
+    nested: dict[str, Any] = {}
 
     def copy(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model) and not scheme.skips(layer.name):
-            nested = _quantize_plain(layer, scheme)
-            if nested is not None:
-                count["nested"] += 1
-                return nested
-        twin = type(layer).from_config(layer.get_config())
-        copies[layer.name] = twin
-        if registry.supports(layer):
-            count["annotated"] += 1
-            return tfmot.quantization.keras.quantize_annotate_layer(twin)
-        if not (
-            scheme.skips(layer.name)
-            or needs_no_warning(layer)
-            or isinstance(layer, (tf_keras.Model, tf_keras.layers.Embedding))
-        ):
-            warn_left_in_float(layer)
-        return twin
+            quantized = _quantize_plain(layer, scheme)
+            if quantized is not None:
+                nested[layer.name] = quantized
+                return quantized
+        copies[layer.name] = type(layer).from_config(layer.get_config())
+        return copies[layer.name]
 
-    annotated = tf_keras.models.clone_model(model, clone_function=copy)
+    twin = tf_keras.models.clone_model(model, clone_function=copy)
     for layer in model.layers:
         if layer.name in copies:
             copies[layer.name].set_weights(layer.get_weights())
-            copies[layer.name].trainable = layer.trainable
-    if count["annotated"]:
-        return tfmot.quantization.keras.quantize_apply(annotated, scheme)
-    return annotated if count["nested"] else None
+    registry = scheme.get_quantize_registry()
+    if any(registry.supports(layer) for layer in copies.values()):
+        candidates: dict[str, Any] = {
+            name: {} for name, layer in copies.items() if not _is_opaque(layer)
+        }
+        return scheme.get_layout_transformer().apply(twin, candidates)[0]
+    return twin if nested else None
+
+
+def _is_opaque(layer: Any) -> bool:
+    return isinstance(layer, (tf_keras.Model, tf_keras.layers.Lambda))

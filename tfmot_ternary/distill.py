@@ -185,7 +185,7 @@ def _distiller_class(flavour: str) -> type:
     """Makes the class for one Keras; the other Keras is not imported."""
     import importlib
 
-    keras = importlib.import_module(flavour)
+    keras: Any = importlib.import_module(flavour)
 
     class DistillationLoss(keras.losses.Loss):
         """The distillation part as a Keras loss, so that Keras weighs, masks and reduces it like

@@ -110,7 +110,9 @@ def _parse_line(line: str, where: str, folder: str) -> Example:
     if "image" in kept:
         kept["image"] = os.path.join(folder, kept["image"])
         if not os.path.isfile(kept["image"]):
-            raise FileNotFoundError(f"{where}: expected an image file, found none at {kept['image']!r}")
+            raise FileNotFoundError(
+                f"{where}: expected an image file, found none at {kept['image']!r}"
+            )
     return Example(**kept)
 
 

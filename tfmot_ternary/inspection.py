@@ -129,7 +129,7 @@ class Inspection:
         return [w for w in self.weights if w.packed and not w.aligned]
 
     def totals(self) -> dict[str, dict[str, Any]]:
-        """Returns format -> count, elements, bytes (with scales), share of the file, bits/weight."""
+        """Returns format -> count, elements, bytes, bits per weight (with scales), file share."""
         sums: dict[str, dict[str, Any]] = {}
         for weight in self.weights:
             row = sums.setdefault(weight.format, {"count": 0, "elements": 0, "bytes": 0})
@@ -191,8 +191,9 @@ def _inspect(file: model_file.ModelFile, min_elements: int) -> Inspection:
             scale_buffers.add(use.scale_buffer)
     weights, small_count, small_bytes = [], 0, 0
     for buffer, readers in uses.items():
-        # Packed bytes mean something to our operators only: theirs is the reading that counts.
-        use = next((u for u in readers if u.format in packing.FORMATS), readers[0])
+        # The reader that knows most about the bytes counts: one of our operators for packed ones,
+        # one that has their scales for integers.
+        use = max(readers, key=lambda u: (u.format in packing.FORMATS, u.group_size is not None))
         start, end = file.buffer_range(buffer)
         elements = math.prod(use.shape)
         if use.format not in packing.FORMATS and (
@@ -266,7 +267,12 @@ def _operator_uses(
         kind = types.get(tensor.Type(), f"TYPE_{tensor.Type()}")
         if i == first:
             options = _options(file, name, operator)
-            scales = inputs[i + 1]
+            scales = inputs[i + 1] if i + 1 < len(inputs) else None
+            if scales is None or inputs[0] is None or not shape:
+                raise model_file.ModelFileError(
+                    f"{file.path!r}: expected operator {name!r} with weights and their scales, got "
+                    f"{len(inputs)} inputs, of which {sum(t is None for t in inputs)} are left out"
+                )
             scale_count = math.prod(scales.Shape(d) for d in range(scales.ShapeLength()))
             group_size: str | int = options["group_size"] or (
                 "tensor" if scale_count == 1 else "channel"
@@ -300,8 +306,12 @@ def _first_packed_input(name: str) -> int | None:
 def _options(file: model_file.ModelFile, name: str, operator: Any) -> dict[str, Any]:
     content = bytes(operator.CustomOptionsAsNumpy().tobytes())
     options = flexbuffers.Loads(content) if content else {}
-    if options.get("weight_format") not in packing.FORMATS or "group_size" not in options:
-        raise ValueError(
+    if (
+        not isinstance(options, dict)
+        or options.get("weight_format") not in packing.FORMATS
+        or "group_size" not in options
+    ):
+        raise model_file.ModelFileError(
             f"{file.path!r}: expected operator {name!r} with the options weight_format (one of "
             f"{sorted(packing.FORMATS)}) and group_size, got {options}: convert the model again"
         )
@@ -317,58 +327,3 @@ def _inputs_per_output(name: str, options: dict[str, Any], inputs: list[Any]) ->
     if name == PREFIX + "conv2d":
         return int(options["kernel_h"]) * int(options["kernel_w"]) * depth
     return depth
-
-
-def format_table(inspection: Inspection) -> str:
-    """Returns the inspection as aligned text."""
-    header = ["op", "tensor", "shape", "format", "group", "bits", "+scales", "bytes", "offset", "64"]
-    rows = [
-        [
-            w.op,
-            w.tensor if len(w.tensor) <= 48 else "..." + w.tensor[-45:],
-            "x".join(str(d) for d in w.shape),
-            w.format,
-            "-" if w.group_size is None else str(w.group_size),
-            f"{w.bits_per_weight:.3f}",
-            f"{w.bits_per_weight_with_scales:.3f}",
-            f"{w.bytes + w.scale_bytes:,}",
-            str(w.offset),
-            "yes" if w.aligned else "no",
-        ]
-        for w in inspection.weights
-    ]
-    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
-    # Names and shapes to the left, numbers to the right.
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 5 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *rows]
-    ]
-    lines.append("")
-    listed = 0
-    for name, total in sorted(inspection.totals().items()):
-        listed += total["bytes"]
-        lines.append(
-            f"{name:>8}: {total['count']} tensors, {total['elements']:,} weights, "
-            f"{total['bytes']:,} bytes ({100 * total['share_of_file']:.1f} % of the file), "
-            f"{total['bits_per_weight_with_scales']:.3f} bits per weight with scales"
-        )
-    rest = inspection.file_bytes - listed - inspection.small_bytes
-    lines.append(
-        f"   small: {inspection.small_count} constants below {inspection.min_elements} elements, "
-        f"{inspection.small_bytes:,} bytes"
-    )
-    lines.append(f"   graph: {rest:,} bytes (operators, tensor names, metadata, alignment)")
-    lines.append(f"    file: {inspection.file_bytes:,} bytes, signatures {inspection.signatures}")
-    copies, misaligned = inspection.float_copies(), inspection.misaligned()
-    lines.append(
-        "float copies of packed weights: "
-        + (", ".join(w.tensor for w in copies) if copies else "none")
-    )
-    lines.append(
-        "packed weights off a 64-byte boundary: "
-        + (", ".join(w.tensor for w in misaligned) if misaligned else "none")
-    )
-    return "\n".join(lines)

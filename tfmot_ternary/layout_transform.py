@@ -74,9 +74,11 @@ class LayoutTransform(tfmot.quantization.keras.QuantizeLayoutTransform):
         """
         layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
         annotated = [layer for layer in layers if layer.name in layer_quantize_map]
-        # `quantize_annotate_model` annotates all but Lambda layers; a part of them is a choice.
+        # `quantize_annotate_model` annotates all but Lambda layers, and `apply` all but those and
+        # nested models; a smaller part is a user's choice.
+        opaque = (keras.layers.Lambda, keras.Model)
         chosen = any(
-            layer.name not in layer_quantize_map and not isinstance(layer, keras.layers.Lambda)
+            layer.name not in layer_quantize_map and not isinstance(layer, opaque)
             for layer in layers
         )
         foreign: dict[str, Any] = {}

@@ -77,8 +77,8 @@ def measure(
 ) -> Measurement:
     """Measures the model at `path` in a fresh process.
 
-    The prompt is as long as `prefill_length` allows; its tokens and the image are random: what they
-    are changes nothing in the work. Figures are medians; the machine should do nothing else meanwhile.
+    The prompt is as long as `prefill_length` allows; its tokens and the image are random, which
+    changes nothing in the work. Figures are medians; the machine should do nothing else meanwhile.
 
     Args:
       path: a file written by `vlm.convert_causal_lm`.
@@ -147,7 +147,8 @@ def _measure_here(
     # A full-length prompt, unless the context is so short that little could be decoded behind it;
     # a prefill computes all its padded positions either way.
     text_length = metadata.cache_length - metadata.image_sequence_length
-    length = min(metadata.prefill_length, max(1, text_length - min(decode_steps, 16, text_length // 2)))
+    room = min(decode_steps, 16, text_length // 2)
+    length = min(metadata.prefill_length, max(1, text_length - room))
     prompt = rng.integers(0, metadata.tokenizer.vocabulary_size, length).tolist()
     image = None
     if metadata.image is not None:

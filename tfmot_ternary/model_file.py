@@ -61,6 +61,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
+class ModelFileError(ValueError):
+    """The file is no TF Lite flatbuffer, or a damaged one, or not what was expected in it."""
+
+
 class ModelFile:
     """A `.tflite` file, memory-mapped: nothing is copied until a buffer is read.
 
@@ -69,7 +73,7 @@ class ModelFile:
 
     Raises:
       FileNotFoundError: no file at `path`.
-      ValueError: the file is no TF Lite flatbuffer, or it is truncated.
+      ModelFileError: (a ValueError) the file is no TF Lite flatbuffer, or it is truncated.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -78,14 +82,14 @@ class ModelFile:
             raise FileNotFoundError(f"expected a .tflite file, found none at {self.path!r}")
         self.size = os.path.getsize(self.path)
         if self.size < 8:
-            raise ValueError(
+            raise ModelFileError(
                 f"{self.path!r}: expected a TF Lite flatbuffer, got a file of {self.size} bytes"
             )
         with open(self.path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         identifier = self._map[4:8]
         if identifier != _IDENTIFIER:
-            raise ValueError(
+            raise ModelFileError(
                 f"{self.path!r}: expected a TF Lite flatbuffer (identifier {_IDENTIFIER!r} at "
                 f"byte 4), got {identifier!r}"
             )
@@ -93,11 +97,13 @@ class ModelFile:
         self.model = self.guard(lambda: self.schema.Model.GetRootAs(self._map, 0))
 
     def guard(self, read: Any) -> Any:
-        """Calls `read()`; what a damaged flatbuffer makes it raise becomes a ValueError."""
+        """Calls `read()`; what a damaged flatbuffer makes it raise becomes a ModelFileError."""
         try:
             return read()
-        except (struct.error, IndexError, TypeError, OverflowError) as error:
-            raise ValueError(
+        except ModelFileError:
+            raise
+        except (struct.error, LookupError, TypeError, OverflowError, ValueError) as error:
+            raise ModelFileError(
                 f"{self.path!r}: expected a complete TF Lite flatbuffer, got a truncated or edited "
                 f"one ({error}); convert the model again"
             ) from error
@@ -124,7 +130,7 @@ class ModelFile:
 
         start, end = self.guard(read)
         if not 0 <= start <= end <= self.size:
-            raise ValueError(
+            raise ModelFileError(
                 f"{self.path!r}: expected buffer {index} inside the file of {self.size} bytes, got "
                 f"bytes {start} to {end}: the file is truncated; convert the model again"
             )

@@ -272,7 +272,8 @@ class PackedEmbedding(PackedLayer):
         return self.unpacked()
 
     @tf.autograph.experimental.do_not_convert
-    def call(self, inputs: Any, reverse: bool = False) -> Any:
+    def call(self, inputs: Any, reverse: bool = False, **kwargs: Any) -> Any:
+        del kwargs  # `training`, of tf_keras
         if reverse:
             return self._project(inputs)
         y = ops.embedding_lookup(
@@ -340,6 +341,9 @@ def pack_in_place(layer: Any, base: type, weights: PackedWeights, **packing: Any
         variable = layer.__dict__.get(name)
         if variable is not None:
             layer._untrack_variable(variable)
+            # `del layer._kernel`, which also ends TensorFlow's tracking, but without the garbage
+            # collection that Keras runs for each variable.
+            super(_layer_class(type(layer)), layer).__delattr__(name)
             setattr(layer, name, None)
     layer.__class__ = packed_class(base)
     layer._set_packing(

@@ -107,7 +107,10 @@ def pack(codes: npt.ArrayLike, weight_format: str) -> np.ndarray:
         raise ValueError(f"expected codes of shape [n, k] with n, k >= 1, got {codes.shape}")
     if codes.dtype.kind not in "iu":
         raise ValueError(f"expected integer codes, got {codes.dtype}")
-    allowed = np.abs(codes) <= 1 if fmt.levels == 3 else np.abs(codes) == 1
+    # No abs: it leaves -128 of int8 negative.
+    allowed = (codes == 1) | (codes == -1)
+    if fmt.levels == 3:
+        allowed |= codes == 0
     if not allowed.all():
         row, column = (int(i) for i in np.argwhere(~allowed)[0])
         raise ValueError(

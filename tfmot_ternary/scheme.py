@@ -8,7 +8,9 @@ A scheme is also what `tfmot_ternary.quantize_apply` takes for Keras 3 models, w
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -166,7 +168,9 @@ class BinaryScheme(_KernelScheme):
 
 
 def quantize_scope(*custom_objects: dict[str, Any]) -> Any:
-    """The scope in which quantized tf_keras models are loaded, cloned and made from JSON.
+    """The scope in which quantized and frozen models are loaded, cloned and made from JSON.
+
+    It serves tf_keras models and, where Keras 3 is loaded, Keras 3 models as well.
 
     Args:
       *custom_objects: {name: class} of the users' own layers and ScaleInitializers.
@@ -174,6 +178,10 @@ def quantize_scope(*custom_objects: dict[str, Any]) -> Any:
     Returns:
       A context manager; it includes tfmot's own `quantize_scope`.
     """
+    # These modules register the classes of frozen models, and of Keras 3's quantized models.
+    importlib.import_module("tfmot_ternary.packed_tf_keras")
+    if "keras" in sys.modules:
+        importlib.import_module("tfmot_ternary.freeze_keras3")
     ours = {
         cls.__name__: cls
         for cls in (

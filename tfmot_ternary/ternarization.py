@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from tfmot_ternary import evaluation, model_source
+from tfmot_ternary import model_source, recovery
 from tfmot_ternary.packing import GroupSize
-
-# Settings of the training with `--data`: mild ones that suit small models; everything beyond is
-# for the Python interface.
-TEMPERATURE = 2.0
-ALPHA = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,22 +152,27 @@ def run(request: Request) -> None:
     model = model_source.load(request.preset)
     if hasattr(model, "call_with_cache"):
         _check_causal_lm(request)
-        prepare = _causal_lm_batches if request.data else None
+        make_batches = recovery.causal_lm_batches
     else:
         if request.prefill_length or request.cache_length:
             raise ValueError(
                 "expected prefill_length and cache_length only with a language model, got "
                 f"{type(model).__name__}"
             )
-        prepare = _array_batches if request.data else None
-    make_batch = prepare(model, request) if prepare else None
+        make_batches = recovery.array_batches
+    training = None
+    if request.data is not None:
+        training = recovery.Training(
+            request.data, request.steps, request.batch_size, request.learning_rate, request.seed
+        )
+        make_batch = make_batches(model, training)
 
     from tfmot_ternary.apply import quantize_apply
 
     print(f"quantize: {request.weights}, {request.initializer} scales per {_unit(request)}")
     student = quantize_apply(model, _scheme(request))
-    if make_batch is not None:
-        _train(student, model, make_batch, request)
+    if training is not None:
+        recovery.train(student, model, make_batch, training)
     print("freeze and convert")
     _convert(student, request)
     size = os.path.getsize(request.output)
@@ -210,117 +208,7 @@ def _scheme(request: Request) -> Any:
     from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
 
     cls = TernaryScheme if request.weights == "ternary" else BinaryScheme
-    return cls(
-        group_size=request.group_size, initializer=request.initializer, skip=request.skip
-    )
-
-
-Batch = tuple[Any, Any, Any]  # x, y, sample weights (y and weights None: distillation alone)
-
-
-def _causal_lm_batches(model: Any, request: Request) -> Callable[[int], Batch]:
-    """Returns step -> batch, made by the model's own preprocessor."""
-    assert request.data is not None
-    built_in = request.data.startswith(evaluation.BUILT_IN_PREFIX)
-    limit = min(request.steps * request.batch_size, 20_000) if built_in else None
-    examples = evaluation.load_examples(request.data, limit, request.seed)
-    with_images = hasattr(model.backbone, "vit_encoder")
-
-    def make_batch(step: int) -> Batch:
-        rng = np.random.default_rng([request.seed, step])
-        chosen = [examples[i] for i in rng.integers(0, len(examples), request.batch_size)]
-        prompts = [e.prompt for e in chosen]
-        answers = [e.answer for e in chosen]
-        if not with_images:
-            texts = [f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]
-            return model.preprocessor(texts)
-        from tfmot_ternary.vlm.image import read_image
-
-        images = model.preprocessor.image_converter
-        pixels = np.stack([np.asarray(images(read_image(e.image))) for e in chosen])
-        return _without_image_converter(model.preprocessor)(
-            {"images": pixels, "prompts": prompts, "responses": answers}
-        )
-
-    return make_batch
-
-
-def _without_image_converter(preprocessor: Any) -> Any:
-    """Returns the same preprocessor for images that are ready: they differ in size before."""
-    return type(preprocessor)(
-        tokenizer=preprocessor.tokenizer,
-        sequence_length=preprocessor.sequence_length,
-        add_start_token=preprocessor.add_start_token,
-        add_end_token=preprocessor.add_end_token,
-    )
-
-
-def _array_batches(model: Any, request: Request) -> Callable[[int], Batch]:
-    """Returns step -> batch out of an .npz file with `x` and optionally `y`."""
-    path = request.data or ""
-    if not path.endswith(".npz"):
-        raise ValueError(
-            f"expected an .npz file with x (and y) to train {type(model).__name__}, got {path!r}"
-        )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected an .npz file at {path!r}, got {error}") from error
-    x, y = arrays.get("x"), arrays.get("y")
-    if x is None or (y is not None and len(y) != len(x)) or not len(x):
-        shapes = {name: list(array.shape) for name, array in arrays.items()}
-        raise ValueError(
-            f"{path!r}: expected an array x and optionally y of the same length, got {shapes}"
-        )
-    expected = list(model.input_shape[1:])
-    if [None if e is None else d for d, e in zip(x.shape[1:], expected, strict=False)] != expected:
-        raise ValueError(
-            f"{path!r}: expected x of shape [examples, {expected}] as the model takes it, got "
-            f"{list(x.shape)}"
-        )
-
-    def make_batch(step: int) -> Batch:
-        rng = np.random.default_rng([request.seed, step])
-        chosen = rng.integers(0, len(x), request.batch_size)
-        return x[chosen], None if y is None else y[chosen], None
-
-    return make_batch
-
-
-def _train(
-    student: Any, teacher: Any, make_batch: Callable[[int], Batch], request: Request
-) -> None:
-    import keras
-    import tf_keras
-    from tqdm import tqdm
-
-    from tfmot_ternary.distill import Distiller
-
-    causal = hasattr(teacher, "call_with_cache")
-    flavour = keras if isinstance(student, keras.Model) else tf_keras
-    labelled = make_batch(0)[1] is not None
-    distiller = Distiller(
-        student,
-        teacher,
-        temperature=TEMPERATURE,
-        alpha=ALPHA if labelled else 1.0,
-        from_logits=True if causal else None,
-    )
-    schedule = flavour.optimizers.schedules.PolynomialDecay(
-        request.learning_rate, request.steps, end_learning_rate=0.0
-    )
-    loss = flavour.losses.SparseCategoricalCrossentropy(from_logits=distiller.from_logits)
-    distiller.compile(
-        optimizer=flavour.optimizers.Adam(schedule, clipnorm=1.0),
-        loss=loss if labelled else None,
-    )
-    bar = tqdm(range(request.steps), desc="recover", unit="step")
-    for step in bar:
-        x, y, weights = make_batch(step)
-        logs = distiller.train_on_batch(x, y, sample_weight=weights, return_dict=True)
-        if step % 10 == 0:
-            bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+    return cls(group_size=request.group_size, initializer=request.initializer, skip=request.skip)
 
 
 def _convert(student: Any, request: Request) -> None:

@@ -27,10 +27,16 @@ TFMOT_TERNARY_AVX2_INLINE int32_t SumLanes(__m256i v) {
 TFMOT_TERNARY_AVX2_INLINE int32_t Dot(const uint8_t* codes, const int8_t* q, int64_t count) {
   static_assert(kDecodedBytes / 32 <= kMaxAddends, "16 bits hold the sums of a piece");
   __m256i sums = _mm256_setzero_si256();
-  for (int64_t i = 0; i < count; i += 32) {  // q is zero beyond the row
+  __m256i more = sums;
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(Load(codes + i), Load(q + i)));
+    more = _mm256_add_epi16(more, _mm256_maddubs_epi16(Load(codes + i + 32), Load(q + i + 32)));
+  }
+  for (; i < count; i += 32) {  // q is zero beyond the row
     sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(Load(codes + i), Load(q + i)));
   }
-  return SumLanes(Widen(sums));
+  return SumLanes(Widen(_mm256_add_epi16(sums, more)));
 }
 
 // Few rows of x: each row of W is decoded piece by piece into the scratch.
@@ -62,24 +68,52 @@ TFMOT_TERNARY_AVX2 void MultiplyRows(const GemmTile& tile, const GemmInput& inpu
 
 size_t RowsScratchBytes(int64_t /*k*/) { return kDecodedBytes; }
 
+// 8 rows of 32 bytes, kDecodedBytes apart -> 8 vectors of four bytes of every row, kTileRows * 4
+// apart.
+TFMOT_TERNARY_AVX2_INLINE void Transpose(const uint8_t* codes, uint8_t* out) {
+  __m256i a[8], b[8];
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) a[r] = Load(codes + r * kDecodedBytes);
+#pragma GCC unroll 4
+  for (int r = 0; r < 8; r += 2) {
+    b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);
+    b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
+  }
+  // a[4 j + c]: in 128-bit lane l, dword 4 l + c of the rows 4 j to 4 j + 3.
+#pragma GCC unroll 2
+  for (int r = 0; r < 8; r += 4) {
+    a[r] = _mm256_unpacklo_epi64(b[r], b[r + 2]);
+    a[r + 1] = _mm256_unpackhi_epi64(b[r], b[r + 2]);
+    a[r + 2] = _mm256_unpacklo_epi64(b[r + 1], b[r + 3]);
+    a[r + 3] = _mm256_unpackhi_epi64(b[r + 1], b[r + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    Store(out + c * kTileRows * 4, _mm256_permute2x128_si256(a[c], a[4 + c], 0x20));
+    Store(out + (4 + c) * kTileRows * 4, _mm256_permute2x128_si256(a[c], a[4 + c], 0x31));
+  }
+}
+
 // Many rows of x: the tile in the order [k / 4][32][4], a vector is four weights of eight rows.
 template <class Codec>
 TFMOT_TERNARY_AVX2 void LoadTile(const GemmTile& tile) {
-  alignas(64) uint8_t codes[kDecodedBytes];
-  for (int r = 0; r < kTileRows; ++r) {
-    // Rows that the tile lacks repeat the last one.
-    const uint8_t* row = tile.rows + std::min(r, tile.row_count - 1) * tile.row_bytes;
+  alignas(64) uint8_t codes[8 * kDecodedBytes];
+  for (int first = 0; first < tile.row_count; first += 8) {
     for (int64_t begin = 0; begin < tile.k; begin += kPieceWeights<Codec>) {
       const int64_t count = std::min(kPieceWeights<Codec>, tile.k - begin);
-      DecodePiece<Codec>(row + begin / Codec::kFields, count, codes);
-      for (int64_t i = 0; i < count; i += 4) {
-        std::memcpy(tile.scratch + (begin + i) * kTileRows + r * 4, codes + i, 4);
+      for (int r = 0; r < 8; ++r) {
+        // Rows that the tile lacks repeat the last one.
+        const uint8_t* row = tile.rows + std::min(first + r, tile.row_count - 1) * tile.row_bytes;
+        DecodePiece<Codec>(row + begin / Codec::kFields, count, codes + r * kDecodedBytes);
+      }
+      for (int64_t i = 0; i < count; i += 32) {
+        Transpose(codes + i, tile.scratch + (begin + i) * kTileRows + first * 4);
       }
     }
   }
 }
 
-size_t TileScratchBytes(int64_t k) { return static_cast<size_t>((k + 3) / 4 * 4 * kTileRows); }
+size_t TileScratchBytes(int64_t k) { return static_cast<size_t>((k + 31) / 32 * 32 * kTileRows); }
 
 // M <= 4 rows of x times 16 rows of W over dwords [begin, end) of k.
 template <int M>

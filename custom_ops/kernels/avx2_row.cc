@@ -43,7 +43,7 @@ void B1UnpackAvx2(const uint8_t* row, int64_t k, int8_t* out) {
   avx2::UnpackCodes<avx2::B1Codec>(row, k, out);
 }
 
-TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(Avx2Row, __attribute__((target("avx2"))))
+TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(Avx2Row, __attribute__((target("avx2"))), row_body::Transpose)
 
 }  // namespace tfmot_ternary
 

@@ -169,7 +169,32 @@ TFMOT_TERNARY_AVX512_INLINE __m128i SumLanes4(__m512i a, __m512i b, __m512i c, _
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-// Weights of a row that DecodeRow handles at once: whole blocks of the format and whole groups.
+// 16 rows of 16 dwords -> 16 columns. The rows are destroyed.
+TFMOT_TERNARY_AVX512_INLINE void Transpose16(__m512i* a, __m512i* b) {
+  for (int r = 0; r < 16; r += 2) {
+    b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+    b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+  }
+  // a[4 j + c]: in 128-bit lane l, dword 4 l + c of the rows 4 j to 4 j + 3.
+  for (int r = 0; r < 16; r += 4) {
+    a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+    a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+    a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+    a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+  }
+  for (int c = 0; c < 4; ++c) {
+    const __m512i low01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
+    const __m512i high01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
+    const __m512i low23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
+    const __m512i high23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
+    b[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+    b[4 + c] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+    b[8 + c] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+    b[12 + c] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+  }
+}
+
+// Weights of a row that DecodePiece handles at once: whole blocks of the format and whole groups.
 template <class Codec>
 constexpr int64_t kPieceWeights = Codec::kFormat == Format::kT5 ? 1280 : 1024;
 

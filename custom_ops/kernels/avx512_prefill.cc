@@ -18,33 +18,13 @@ constexpr int kMaxM = 12;                 // times 2 vectors: 24 accumulators of
 // 16 rows of 64 bytes, kDecodedStride apart -> 16 vectors of four bytes of every row, the first
 // `count` of which are stored, kTileRows * 4 bytes apart.
 TFMOT_TERNARY_AVX512_INLINE void Transpose(const uint8_t* codes, int count, uint8_t* out) {
-  __m512i a[16], b[16];
-  for (int r = 0; r < 16; ++r) a[r] = Load(codes + r * kDecodedStride);
-  for (int r = 0; r < 16; r += 2) {
-    b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
-    b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
-  }
-  // a[4 j + c]: in 128-bit lane l, dword 4 l + c of the rows 4 j to 4 j + 3.
-  for (int r = 0; r < 16; r += 4) {
-    a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
-    a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
-    a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
-    a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
-  }
-  for (int c = 0; c < 4; ++c) {
-    const __m512i low01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
-    const __m512i high01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
-    const __m512i low23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
-    const __m512i high23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
-    b[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
-    b[4 + c] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
-    b[8 + c] = _mm512_shuffle_i32x4(high01, high23, 0x88);
-    b[12 + c] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
-  }
+  __m512i rows[16], columns[16];
+  for (int r = 0; r < 16; ++r) rows[r] = Load(codes + r * kDecodedStride);
+  Transpose16(rows, columns);
   if (count >= 16) {
-    for (int d = 0; d < 16; ++d) _mm512_store_si512(out + d * kTileRows * 4, b[d]);
+    for (int d = 0; d < 16; ++d) _mm512_store_si512(out + d * kTileRows * 4, columns[d]);
   } else {
-    for (int d = 0; d < count; ++d) _mm512_store_si512(out + d * kTileRows * 4, b[d]);
+    for (int d = 0; d < count; ++d) _mm512_store_si512(out + d * kTileRows * 4, columns[d]);
   }
 }
 

@@ -33,6 +33,27 @@ TFMOT_TERNARY_AVX512 void UnpackCodes(const uint8_t* row, int64_t k, int8_t* out
   }
 }
 
+TFMOT_TERNARY_AVX512 void Transpose(const float* scales, int rows, int64_t groups, float* out) {
+  for (int first = 0; first < kTileRows; first += 16) {
+    for (int64_t g = 0; g < groups; g += 16) {
+      const int count = static_cast<int>(std::min<int64_t>(16, groups - g));
+      const __mmask16 mask = static_cast<__mmask16>(0xffff >> (16 - count));
+      __m512i from[16], columns[16];
+      for (int r = 0; r < 16; ++r) {
+        const int row = std::min(first + r, rows - 1);
+        from[r] = _mm512_maskz_loadu_epi32(mask, scales + row * groups + g);
+      }
+      Transpose16(from, columns);
+      float* to = out + g * kTileRows + first;
+      if (count == 16) {
+        for (int c = 0; c < 16; ++c) _mm512_storeu_si512(to + c * kTileRows, columns[c]);
+      } else {
+        for (int c = 0; c < count; ++c) _mm512_storeu_si512(to + c * kTileRows, columns[c]);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 #define TFMOT_TERNARY_PAIRS_4(v) Pairs(v), Pairs(v + 1), Pairs(v + 2), Pairs(v + 3)
@@ -63,7 +84,8 @@ void B1UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out) {
 }
 
 TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(Avx512Row,
-                                   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))))
+                                   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))),
+                                   avx512::Transpose)
 
 }  // namespace tfmot_ternary
 

@@ -7,7 +7,6 @@ namespace tfmot_ternary {
 namespace {
 
 constexpr const char* kTokens[kFormatCount] = {"t2", "t5", "b1"};
-constexpr int kFields[kFormatCount] = {4, 5, 8};
 
 // kPower = 3^f: dividing by a constant becomes a multiplication.
 template <int kPower>
@@ -54,18 +53,6 @@ bool ParseFormat(const char* token, Format* out) {
 }
 
 const char* FormatToken(Format format) { return kTokens[static_cast<int>(format)]; }
-
-int FieldsPerByte(Format format) { return kFields[static_cast<int>(format)]; }
-
-int64_t ShortBlockBytes(Format format, int64_t r) {
-  const int64_t weights_of_4_bytes = 4 * FieldsPerByte(format);
-  return (r + weights_of_4_bytes - 1) / weights_of_4_bytes * 4;
-}
-
-int64_t RowBytes(Format format, int64_t k) {
-  const int64_t block_weights = kBlockBytes * FieldsPerByte(format);
-  return k / block_weights * kBlockBytes + ShortBlockBytes(format, k % block_weights);
-}
 
 void UnpackRow(Format format, const uint8_t* row, int64_t k, int8_t* out) {
   const int fields = FieldsPerByte(format);

@@ -28,13 +28,21 @@ bool ParseFormat(const char* token, Format* out);
 const char* FormatToken(Format format);
 
 // Weights per byte: 4, 5, 8.
-int FieldsPerByte(Format format);
-
-// Bytes of a packed row of k >= 0 weights.
-int64_t RowBytes(Format format, int64_t k);
+constexpr int FieldsPerByte(Format format) {
+  return format == Format::kT2 ? 4 : format == Format::kT5 ? 5 : 8;
+}
 
 // Bytes of a last block that holds r weights, 0 <= r < 64 * FieldsPerByte(format).
-int64_t ShortBlockBytes(Format format, int64_t r);
+constexpr int64_t ShortBlockBytes(Format format, int64_t r) {
+  const int64_t weights_of_4_bytes = 4 * FieldsPerByte(format);
+  return (r + weights_of_4_bytes - 1) / weights_of_4_bytes * 4;
+}
+
+// Bytes of a packed row of k >= 0 weights.
+constexpr int64_t RowBytes(Format format, int64_t k) {
+  const int64_t block_weights = kBlockBytes * FieldsPerByte(format);
+  return k / block_weights * kBlockBytes + ShortBlockBytes(format, k % block_weights);
+}
 
 // Writes the k weights of a row as -1, 0, +1. This function is the specification of the formats.
 // A t2 code 3 reads as +2 and a t5 byte above 242 as one with digit 4 = 2 and the other digits

@@ -61,8 +61,9 @@ struct GemmFunctions {
 struct GemmKernel {
   const char* name;
   Format format;
-  CpuFlags cpu;   // all of them needed
-  int64_t min_m;  // rows of x from which the kernel is the choice
+  CpuFlags cpu;           // all of them needed
+  int64_t min_m;          // rows of x from which the kernel is the choice
+  int64_t min_grouped_m;  // the same where a row of W has several groups
   const GemmFunctions* functions;
 };
 

@@ -5,7 +5,7 @@
 
 namespace tfmot_ternary {
 
-#define TFMOT_TERNARY_GEMM(name, format, functions, flags, min_m) \
+#define TFMOT_TERNARY_GEMM(name, format, functions, flags, min_m, min_grouped_m) \
   extern const GemmFunctions functions;
 #define TFMOT_TERNARY_UNPACK(name, format, function, flags) \
   void function(const uint8_t* row, int64_t k, int8_t* out);
@@ -15,8 +15,8 @@ namespace tfmot_ternary {
 namespace {
 
 constexpr GemmKernel kGemmKernels[] = {
-#define TFMOT_TERNARY_GEMM(name, format, functions, flags, min_m) \
-  {name, Format::format, flags, min_m, &functions},
+#define TFMOT_TERNARY_GEMM(name, format, functions, flags, min_m, min_grouped_m) \
+  {name, Format::format, flags, min_m, min_grouped_m, &functions},
 #include "custom_ops/kernels/kernels.inc"
 };
 

@@ -16,7 +16,7 @@ struct UnpackKernel;  // row.h
 struct Kernels {
   Format format;
   const GemmKernel* decode;   // for few rows of x
-  const GemmKernel* prefill;  // for prefill->min_m rows and more; the same as decode where none is
+  const GemmKernel* prefill;  // for many (see GemmKernel::min_m); the same as decode where none is
   const RowKernel* row;       // quantization, scales, bias
   const UnpackKernel* unpack;
 };

@@ -48,6 +48,6 @@ void B1UnpackPortable(const uint8_t* row, int64_t k, int8_t* out) {
   UnpackRow(Format::kB1, row, k, out);
 }
 
-TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(PortableRow, )
+TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(PortableRow, , row_body::Transpose)
 
 }  // namespace tfmot_ternary

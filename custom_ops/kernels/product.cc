@@ -31,9 +31,10 @@ int64_t GroupsAtOnce(const GemmFunctions& gemm, int64_t groups) {
 
 bool IsUsable(const GemmKernel& kernel, int64_t k) { return kernel.min_m <= 1 || k <= kMaxTiledK; }
 
-const GemmKernel& ChooseGemm(const Kernels& kernels, int64_t m, int64_t k) {
+const GemmKernel& ChooseGemm(const Kernels& kernels, const PackedWeights& weights, int64_t m) {
   const GemmKernel& prefill = *kernels.prefill;
-  return m >= prefill.min_m && IsUsable(prefill, k) ? prefill : *kernels.decode;
+  const int64_t min_m = GroupCount(weights) > 1 ? prefill.min_grouped_m : prefill.min_m;
+  return m >= min_m && IsUsable(prefill, weights.k) ? prefill : *kernels.decode;
 }
 
 // The pieces of one thread's scratch.
@@ -99,11 +100,8 @@ void MultiplyTile(const Int8Job& job, const GemmTile& tile, int64_t n_begin, int
   const int64_t stride = ActivationStride(weights.k);
   const int64_t groups_at_once = GroupsAtOnce(job.gemm, tile.groups);
   if (grouped) {
-    for (int r = 0; r < kTileRows; ++r) {
-      const float* from =
-          weights.scales + (n_begin + std::min(r, tile.row_count - 1)) * tile.groups;
-      for (int64_t g = 0; g < tile.groups; ++g) scratch.scales[g * kTileRows + r] = from[g];
-    }
+    job.row.transpose(weights.scales + n_begin * tile.groups, tile.row_count, tile.groups,
+                      scratch.scales);
   }
   for (int64_t i = m_begin; i < m_end; i += job.gemm.block_m) {
     const int64_t block_m = std::min(job.gemm.block_m, m_end - i);
@@ -230,7 +228,7 @@ ProductScratch TakeFloat32Scratch(const PackedWeights& weights, int num_threads,
 void MultiplyInt8(const PackedWeights& weights, const QuantizedRows& rows, int64_t m,
                   const Epilogue& epilogue, const Kernels& kernels, const ProductScratch& scratch,
                   ThreadPool* pool, float* y) {
-  const GemmFunctions& gemm = *ChooseGemm(kernels, m, weights.k).functions;
+  const GemmFunctions& gemm = *ChooseGemm(kernels, weights, m).functions;
   const int64_t threads = ThreadCount(pool);
   const int64_t tiles = DivideUp(weights.n, kTileRows);
   const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;

@@ -23,6 +23,8 @@ struct RowFunctions {
   // scales: [count], or [1] where one_scale.
   void (*finish)(const int32_t* acc, int count, float scale_x, const float* scales, bool one_scale,
                  const float* bias, Activation activation, float* y);
+  // out[g][r] = scales[min(r, rows - 1)][g] for r < kTileRows; scales: [rows, groups], 1 <= rows.
+  void (*transpose)(const float* scales, int rows, int64_t groups, float* out);
   // Several groups: sums[r] += float(acc[g][r]) * scales[g][r] for g ascending, r < kTileRows.
   void (*add_groups)(const int32_t* acc, const float* scales, int64_t groups, float* sums);
   // y = activation(sums * scale_x + bias).

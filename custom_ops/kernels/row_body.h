@@ -1,6 +1,8 @@
 // The bodies of RowFunctions, written once. A file that wants them for its instruction set says
 //
-//   TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(Avx2RowFunctions, __attribute__((target("avx2"))))
+//   TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(Avx2Row, __attribute__((target("avx2"))), Transpose)
+//
+// with the function for RowFunctions::transpose, which moves values only.
 //
 // The bodies are loops that compilers vectorise; every operation is an IEEE float32 operation whose
 // order does not depend on the vector width (but for `dot`, whose order is fixed to 16 chains), and
@@ -95,6 +97,13 @@ TFMOT_TERNARY_INLINE void Finish(const int32_t* acc, int count, float scale_x, c
   }
 }
 
+TFMOT_TERNARY_INLINE void Transpose(const float* scales, int rows, int64_t groups, float* out) {
+  for (int r = 0; r < kTileRows; ++r) {
+    const float* from = scales + std::min(r, rows - 1) * groups;
+    for (int64_t g = 0; g < groups; ++g) out[g * kTileRows + r] = from[g];
+  }
+}
+
 TFMOT_TERNARY_INLINE void AddGroups(const int32_t* acc, const float* scales, int64_t groups,
                                     float* sums) {
   float local[kTileRows];
@@ -140,7 +149,7 @@ TFMOT_TERNARY_INLINE void Scale(const int8_t* w, int64_t count, float scale, flo
 }  // namespace tfmot_ternary
 
 // Defines `extern const RowFunctions name` in the namespace of the place of use.
-#define TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(name, target)                                          \
+#define TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(name, target, transpose)                               \
   namespace name##_detail {                                                                       \
     target uint32_t LargestBits(const float* x, int64_t count) {                                  \
       return row_body::LargestBits(x, count);                                                     \
@@ -175,9 +184,15 @@ TFMOT_TERNARY_INLINE void Scale(const int8_t* w, int64_t count, float scale, flo
   }                                                                                               \
   extern const RowFunctions name;                                                                 \
   const RowFunctions name = {                                                                     \
-      name##_detail::LargestBits, name##_detail::Quantize,  name##_detail::SumGroups,             \
-      name##_detail::Finish,      name##_detail::AddGroups, name##_detail::FinishGroups,          \
-      name##_detail::Dot,         name##_detail::Scale,                                           \
+      name##_detail::LargestBits,                                                                 \
+      name##_detail::Quantize,                                                                    \
+      name##_detail::SumGroups,                                                                   \
+      name##_detail::Finish,                                                                      \
+      transpose,                                                                                  \
+      name##_detail::AddGroups,                                                                   \
+      name##_detail::FinishGroups,                                                                \
+      name##_detail::Dot,                                                                         \
+      name##_detail::Scale,                                                                       \
   };
 
 #endif  // TFMOT_TERNARY_KERNELS_ROW_BODY_H_

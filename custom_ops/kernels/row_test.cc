@@ -156,6 +156,24 @@ void CheckEpilogue(const RowKernel& kernel, const RowKernel& portable) {
   }
 }
 
+void CheckTranspose(const RowKernel& kernel) {
+  Random random(kSeed);
+  for (int rows = 1; rows <= kTileRows; ++rows) {
+    for (int64_t groups : {1, 2, 15, 16, 17, 33}) {
+      Aligned<float> scales(rows * groups), out(groups * kTileRows);
+      for (int64_t i = 0; i < scales.size(); ++i) scales[i] = random.Float();
+      kernel.functions->transpose(scales.data(), rows, groups, out.data());
+      bool equal = true;
+      for (int64_t i = 0; i < out.size(); ++i) {
+        const int64_t row = std::min<int64_t>(i % kTileRows, rows - 1);
+        equal &= out[i] == scales[row * groups + i / kTileRows];
+      }
+      CHECK_TRUE(equal, std::string(kernel.name) + " rows=" + std::to_string(rows) +
+                            " groups=" + std::to_string(groups));
+    }
+  }
+}
+
 void CheckFloatRows(const RowKernel& kernel, const RowKernel& portable) {
   Random random(kSeed);
   for (int64_t k : RowLengths()) {
@@ -212,6 +230,7 @@ void Main() {
     if (!supported) continue;
     CheckQuantization(rows[i], portable);
     CheckEpilogue(rows[i], portable);
+    CheckTranspose(rows[i]);
     CheckFloatRows(rows[i], portable);
   }
   const UnpackKernel* unpackers = UnpackKernels(&count);

@@ -56,8 +56,7 @@ bool Eval(OpCall* call) {
   if (Dim(x, 0) == 0) return true;
   Conv2DGeometry geometry;
   Geometry(call->options(), x, &geometry);
-  PackedWeights weights;
-  if (!call->EvalWeights(kPacked, geometry.PatchSize(), &weights)) return false;
+  const PackedWeights weights = call->EvalWeights(kPacked, geometry.PatchSize());
   const TfLiteTensor* bias = call->Input(kBias);
   const Epilogue epilogue = {bias == nullptr ? nullptr : bias->data.f, call->options().activation};
   Conv2D(weights, geometry, x->data.f, epilogue, call->options().activations,

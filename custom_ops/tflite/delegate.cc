@@ -4,6 +4,8 @@
 // in the runtime's hands. A delegate keeps nothing about a graph: one may serve several subgraphs
 // and several interpreters, also at the same time.
 
+#include "custom_ops/tflite/delegate.h"
+
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -11,7 +13,6 @@
 #include <new>
 
 #include "custom_ops/tflite/error_text.h"
-#include "custom_ops/tflite/export.h"
 #include "custom_ops/tflite/int_array.h"
 #include "custom_ops/tflite/ops.h"
 #include "third_party/tflite/c_api.h"
@@ -149,11 +150,7 @@ bool ReadDelegateOptions(const char* const* keys, const char* const* values, siz
 }  // namespace
 }  // namespace tfmot_ternary
 
-extern "C" {
-
-// The two entry points that TF Lite looks for in an external delegate's library. On error: null,
-// and the message through report_error where one is given.
-TFMOT_TERNARY_EXPORT TfLiteDelegate* tflite_plugin_create_delegate(
+extern "C" TfLiteDelegate* tflite_plugin_create_delegate(
     const char* const* keys, const char* const* values, size_t count,
     void (*report_error)(const char* message)) {
   using tfmot_ternary::TernaryDelegate;
@@ -162,7 +159,6 @@ TFMOT_TERNARY_EXPORT TfLiteDelegate* tflite_plugin_create_delegate(
   if (delegate == nullptr) {
     error.Set("tfmot_ternary delegate: expected memory, got none");
   } else if (tfmot_ternary::ReadDelegateOptions(keys, values, count, delegate.get(), &error)) {
-    delegate->base = TfLiteDelegate{};
     delegate->base.data_ = delegate.get();
     delegate->base.Prepare = tfmot_ternary::Claim;
     delegate->base.flags = kTfLiteDelegateFlagsAllowDynamicTensors;
@@ -172,8 +168,6 @@ TFMOT_TERNARY_EXPORT TfLiteDelegate* tflite_plugin_create_delegate(
   return nullptr;
 }
 
-TFMOT_TERNARY_EXPORT void tflite_plugin_destroy_delegate(TfLiteDelegate* delegate) {
+extern "C" void tflite_plugin_destroy_delegate(TfLiteDelegate* delegate) {
   if (delegate != nullptr) delete static_cast<tfmot_ternary::TernaryDelegate*>(delegate->data_);
 }
-
-}  // extern "C"

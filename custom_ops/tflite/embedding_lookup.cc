@@ -28,8 +28,7 @@ bool Eval(OpCall* call) {
   const TfLiteTensor* ids = call->Input(kIds);
   const int64_t count = DimProduct(ids, 0, Rank(ids));
   if (count == 0) return true;
-  PackedWeights weights;
-  if (!call->EvalWeights(kPacked, call->options().k, &weights)) return false;
+  const PackedWeights weights = call->EvalWeights(kPacked, call->options().k);
   const int64_t outside = EmbeddingLookup(weights, ids->data.i32, count, call->state()->kernels,
                                           call->state()->pool.get(), call->Output()->data.f);
   if (outside < 0) return true;

@@ -12,6 +12,8 @@ namespace tfmot_ternary {
 
 class ErrorText {
  public:
+  ErrorText() { text_[0] = '\0'; }  // not the whole text: every Eval makes one
+
   bool empty() const { return text_[0] == '\0'; }
   const char* c_str() const { return text_; }
 
@@ -33,7 +35,7 @@ class ErrorText {
   }
 
  private:
-  char text_[384] = {};
+  char text_[384];
 };
 
 }  // namespace tfmot_ternary

@@ -40,8 +40,7 @@ bool Eval(OpCall* call) {
   const int rank = Rank(x);
   const int64_t m = DimProduct(x, 0, rank - 1);
   if (m == 0) return true;
-  PackedWeights weights;
-  if (!call->EvalWeights(kPacked, Dim(x, rank - 1), &weights)) return false;
+  const PackedWeights weights = call->EvalWeights(kPacked, Dim(x, rank - 1));
   const TfLiteTensor* bias = call->Input(kBias);
   const Epilogue epilogue = {bias == nullptr ? nullptr : bias->data.f, call->options().activation};
   FullyConnected(weights, x->data.f, m, epilogue, call->options().activations,

@@ -102,6 +102,44 @@ bool OpCall::RequestWorkspace(size_t bytes) {
   return true;
 }
 
+const TfLiteTensor* OpCall::InputOrOutput(int i) const {
+  return i < InputCount() ? Input(i) : Output();
+}
+
+void OpCall::RecordShapes() {
+  std::vector<int>& shapes = state_->prepared_shapes;
+  shapes.clear();
+  for (int i = 0; i <= InputCount(); ++i) {
+    const TfLiteTensor* tensor = InputOrOutput(i);
+    if (tensor == nullptr) continue;
+    shapes.push_back(Rank(tensor));
+    for (int axis = 0; axis < Rank(tensor); ++axis) shapes.push_back(tensor->dims->data[axis]);
+  }
+}
+
+bool OpCall::CheckShapes() {
+  const std::vector<int>& shapes = state_->prepared_shapes;
+  size_t next = 0;
+  for (int i = 0; i <= InputCount(); ++i) {
+    const TfLiteTensor* tensor = InputOrOutput(i);
+    if (tensor == nullptr) continue;
+    const int rank = Rank(tensor);
+    bool same = next < shapes.size() && shapes[next] == rank;
+    for (int axis = 0; same && axis < rank; ++axis) {
+      same = shapes[next + 1 + static_cast<size_t>(axis)] == tensor->dims->data[axis];
+    }
+    if (!same) {
+      return error_.Set("expected tensor %d to keep its shape after Prepare, got %s", i,
+                        ShapeText(tensor).text);
+    }
+    if (tensor->bytes > 0 && tensor->data.data == nullptr) {
+      return error_.Set("expected tensor %d to hold %zu bytes, got no data", i, tensor->bytes);
+    }
+    next += 1 + static_cast<size_t>(rank);
+  }
+  return true;
+}
+
 void* OpCall::Workspace() const { return context_->tensors[state_->workspace_tensor].data.data; }
 
 OpState* InitOp(const Op& op, TfLiteContext* context, const void* options, size_t size) {
@@ -140,12 +178,14 @@ TfLiteStatus PrepareOp(const Op& op, TfLiteContext* context, TfLiteNode* node, O
   const int recommended = context->recommended_num_threads;
   state->pool =
       AcquireThreadPool(context, state->num_threads > 0 ? state->num_threads : recommended);
-  return op.prepare(&call) ? kTfLiteOk : Report(op, context, *call.error());
+  if (!op.prepare(&call)) return Report(op, context, *call.error());
+  call.RecordShapes();
+  return kTfLiteOk;
 }
 
 TfLiteStatus EvalOp(const Op& op, TfLiteContext* context, TfLiteNode* node, OpState* state) {
   OpCall call(context, node, state);
-  return op.eval(&call) ? kTfLiteOk : Report(op, context, *call.error());
+  return call.CheckShapes() && op.eval(&call) ? kTfLiteOk : Report(op, context, *call.error());
 }
 
 }  // namespace tfmot_ternary

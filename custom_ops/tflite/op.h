@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "custom_ops/kernels/kernels.h"
 #include "custom_ops/kernels/thread_pool.h"
@@ -26,6 +27,8 @@ struct OpState {
   std::shared_ptr<ThreadPool> pool;      // null: the calling thread alone
   const void* checked_packed = nullptr;  // constants whose values were found valid
   const void* checked_scales = nullptr;
+
+  std::vector<int> prepared_shapes;  // ranks and dims of all inputs and the output
 
   int num_threads = 0;        // 0: as many as the interpreter recommends
   int workspace_tensor = -1;  // index of a temporary tensor, allocated by the runtime's planner
@@ -59,14 +62,22 @@ class OpCall {
   bool CheckBias(int i, int64_t n);
   bool ResizeOutput(const int64_t* dims, int rank);
   bool RequestWorkspace(size_t bytes);
+  void RecordShapes();
 
   // ---- for Eval ----
 
-  // The same weights without the checks; false with error() set when a tensor has no data.
-  bool EvalWeights(int first, int64_t k, PackedWeights* weights);
+  // Every tensor has the shape of Prepare, and data; false with error() set otherwise. A damaged
+  // model may let two ops resize one tensor, so that what was checked holds no longer.
+  bool CheckShapes();
+  // The weights that PrepareWeights checked.
+  PackedWeights EvalWeights(int first, int64_t k) const;
   void* Workspace() const;
 
  private:
+  // Input i, or for the index after the last input the output; null for a left-out input.
+  const TfLiteTensor* InputOrOutput(int i) const;
+  int InputCount() const { return node_->inputs->size; }
+
   TfLiteContext* context_;
   TfLiteNode* node_;
   OpState* state_;

@@ -7,6 +7,8 @@
 #include "custom_ops/tflite/register.h"
 
 #include <cstdio>
+#include <type_traits>
+#include <utility>
 
 #if !defined(_WIN32)
 #include <dlfcn.h>
@@ -19,16 +21,10 @@ using tfmot_ternary::AllOps;
 using tfmot_ternary::kOpCount;
 using tfmot_ternary::OpEntry;
 
-#ifdef TFMOT_TERNARY_USE_SYSTEM_TFLITE_HEADERS
-
-extern "C" void TfmotTernaryRegisterOps(tflite::MutableOpResolver* resolver) {
-  const OpEntry* entries = AllOps();
-  for (int i = 0; i < kOpCount; ++i) {
-    resolver->AddCustom(entries[i].op->name, &entries[i].registration, 1);
-  }
-}
-
-#else  // by the name of the function
+// What is called below by name, as a type: checked against the class, ours or the real one.
+static_assert(std::is_void_v<decltype(std::declval<tflite::MutableOpResolver&>().AddCustom(
+                  "", static_cast<const TfLiteRegistration*>(nullptr), 1))>,
+              "tflite::MutableOpResolver::AddCustom");
 
 // The mangled name of tflite::MutableOpResolver::AddCustom(char const*, TfLiteRegistration const*,
 // int), the same under the Itanium ABI on every platform. Its hidden first argument is `this`.
@@ -80,5 +76,3 @@ extern "C" void TfmotTernaryRegisterOps(tflite::MutableOpResolver* resolver) {
     add_custom(resolver, entries[i].op->name, &entries[i].registration, 1);
   }
 }
-
-#endif  // TFMOT_TERNARY_USE_SYSTEM_TFLITE_HEADERS

@@ -19,8 +19,7 @@ bool Prepare(OpCall* call) {
 }
 
 bool Eval(OpCall* call) {
-  PackedWeights weights;
-  if (!call->EvalWeights(kPacked, call->options().k, &weights)) return false;
+  const PackedWeights weights = call->EvalWeights(kPacked, call->options().k);
   Unpack(weights, call->state()->kernels, call->state()->pool.get(), call->Output()->data.f);
   return true;
 }

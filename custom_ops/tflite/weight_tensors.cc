@@ -106,13 +106,10 @@ bool OpCall::PrepareWeights(int first, int64_t k, PackedWeights* weights) {
   return true;
 }
 
-bool OpCall::EvalWeights(int first, int64_t k, PackedWeights* weights) {
-  const TfLiteTensor* packed = Input(first);
-  const TfLiteTensor* scales = Input(first + 1);
-  View(options(), packed, scales, k, weights);
-  if (weights->data == nullptr) return error_.Set("expected packed to hold data, got none");
-  if (weights->scales == nullptr) return error_.Set("expected scales to hold data, got none");
-  return true;
+PackedWeights OpCall::EvalWeights(int first, int64_t k) const {
+  PackedWeights weights;
+  View(options(), Input(first), Input(first + 1), k, &weights);
+  return weights;
 }
 
 }  // namespace tfmot_ternary

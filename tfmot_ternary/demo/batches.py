@@ -16,9 +16,9 @@ from tfmot_ternary.demo import questions, scenes
 if TYPE_CHECKING:
     import keras_hub
 
-# Tokens of the longest text of `questions`, both markers counted, less the last one (it has no
-# next token). A test holds it against the corpus. Training on 12 rather than the preset's 16 is a
-# sixth of the work saved.
+# The longest text of `questions` has 12 tokens, both markers counted (a test holds that against
+# what `questions` makes). Training on 12 positions rather than the preset's 16 saves an eighth of
+# the work.
 TEXT_LENGTH = 12
 
 

@@ -41,7 +41,9 @@ class Checkpoint:
         """Writes the state after `step` steps; `variables`: Keras variables, in an order that does
         not change."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {f"variable_{i}": np.asarray(variable) for i, variable in enumerate(variables)}
+        arrays: dict[str, Any] = {
+            f"variable_{i}": np.asarray(variable) for i, variable in enumerate(variables)
+        }
         about = {"fingerprint": self.fingerprint, "step": step, "history": list(history)}
         temporary = self.path.with_name(self.path.name + ".tmp")
         with temporary.open("wb") as file:

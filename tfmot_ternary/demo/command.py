@@ -1,4 +1,4 @@
-"""The demo command: from the pre-trained model to a table of all its versions, and three answers."""
+"""Command: the demo, from the pre-trained model to a table of its versions and three answers."""
 
 from __future__ import annotations
 
@@ -137,8 +137,10 @@ def scheme_for(weights: str, group_size: str) -> Any:
 
 
 def run(settings: Settings) -> list[Variant]:
-    """Runs the demo; see the module's README section for what it writes.
+    """Runs the demo.
 
+    Writes into the output folder: a `.tflite` and its tokenizer for each version, results.json,
+    results.md, quality.png, speed.png, size.png, answers.png, and the state of the trainings.
     An interrupted run goes on where its training stopped; conversion, evaluation and measurement
     are done anew each time, so that every figure is of this run.
 

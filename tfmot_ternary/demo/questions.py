@@ -116,8 +116,9 @@ def texts(
       shares: the share of each kind among the questions; they sum to 1.
     """
     kinds = list(shares)
-    chosen = rng.choice(len(kinds), cells.shape[0], p=list(shares.values()))
-    captions = rng.random(cells.shape[0]) < caption_share
+    count = cells.shape[0]
+    chosen = np.asarray(rng.choice(len(kinds), size=count, p=list(shares.values())))
+    captions = np.asarray(rng.random(count)) < caption_share
     result = []
     for row, index, is_caption in zip(cells, chosen, captions, strict=True):
         if is_caption:

@@ -59,7 +59,7 @@ class Recovered:
 def _digest(variables: list[Any]) -> str:
     digest = hashlib.sha256()
     for variable in variables:
-        digest.update(np.ascontiguousarray(variable))
+        digest.update(np.ascontiguousarray(variable).tobytes())
     return digest.hexdigest()[:16]
 
 

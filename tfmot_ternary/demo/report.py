@@ -36,13 +36,13 @@ def write(
     """Writes results.json, results.md, quality.png, speed.png and size.png to the output folder.
 
     Args:
-      settings: of the run.
+      settings: what the run was asked to do.
       variants: measured versions.
       started: the versions at their k-means start, evaluated only.
       command: the command line of the run.
     """
     folder = settings.output_dir
-    record = {
+    record: dict[str, Any] = {
         "variants": [_record(v) for v in variants],
         "kmeans_start": [_quality(v) for v in started],
         "command": command,
@@ -56,8 +56,9 @@ def write(
     lines = [
         "# Results of the demo",
         "",
-        f"Made by `{command}` on {record['machine']['cpu']} ({record['machine']['cores']} cores), "
-        f"{settings.num_threads} thread(s), seed {settings.seed}, {record['examples']} test scenes.",
+        f"Made by `{command}` on {record['machine']['cpu']} with {record['machine']['cores']} "
+        f"cores; models run on {settings.num_threads} thread(s); seed {settings.seed}, "
+        f"{record['examples']} test scenes.",
         "",
         table(variants, started, markdown=True),
         "",
@@ -70,9 +71,7 @@ def write(
     _plot(folder, variants, started)
 
 
-def table(
-    variants: Sequence[Variant], started: Sequence[Variant], markdown: bool = False
-) -> str:
+def table(variants: Sequence[Variant], started: Sequence[Variant], markdown: bool = False) -> str:
     """Returns the table as aligned text, or as Markdown (which is aligned too)."""
     header = [
         "version", "file kB", "peak MB", "model MB", "load ms", "prefill tok/s", "decode tok/s",
@@ -192,7 +191,7 @@ def _plot(folder: pathlib.Path, variants: Sequence[Variant], started: Sequence[V
     from matplotlib import pyplot
 
     names = [v.name for v in variants]
-    colours = dict(zip(names, pyplot.colormaps["tab10"].colors, strict=False))
+    colours = {name: f"C{i}" for i, name in enumerate(names)}
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
     for variant in variants:

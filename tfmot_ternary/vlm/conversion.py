@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from tfmot_ternary import model_file
+from tfmot_ternary.vlm import embedding
 from tfmot_ternary.vlm import image as image_lib
 from tfmot_ternary.vlm import metadata as metadata_lib
 from tfmot_ternary.vlm.family import TextFamily, family_of
@@ -32,8 +34,8 @@ def convert_causal_lm(
     - `decode`: `token` [1, 1], `position` [1] (in the context, image positions included),
       `cache_0`, ... -> `logits` [1, vocabulary], `cache_0`, ...
 
-    The cache of a layer is [1, 2, cache_length, key-value heads, head size]. Greedy tokens are those
-    of KerasHub's own `generate()`. Metadata in the file say what `Generator` needs to know.
+    The cache of a layer is [1, 2, cache_length, key-value heads, head size]. Greedy tokens are
+    those of KerasHub's own `generate()`. Metadata in the file say what `Generator` needs to know.
 
     Args:
       causal_lm: a KerasHub CausalLM in float32, with its preprocessor: as it is, quantized by
@@ -45,7 +47,8 @@ def convert_causal_lm(
       weight_format: "t2", "t5" or "b1" for a quantized model that is frozen here.
       optimizations: given to the TFLiteConverter: `[tf.lite.Optimize.DEFAULT]` stores the weights
         that are still float (all of a float model; embeddings and head of a ternary one) in 8 bits
-        (dynamic range), those of fewer than 1024 elements excepted.
+        (dynamic range), those of fewer than 1024 elements excepted. A token table that is also the
+        head is stored once.
 
     Returns:
       The metadata written.
@@ -152,14 +155,16 @@ def _convert(
     if metadata.image is not None:
         size = [1, metadata.image.height, metadata.image.width, 3]
         prefill_specs["image"] = tf.TensorSpec(size, tf.float32, "image")
-    functions = {
-        "prefill": tf.function(prefill).get_concrete_function(**prefill_specs),
-        "decode": tf.function(decode).get_concrete_function(
-            token=tf.TensorSpec([1, 1], tf.int32, "token"),
-            position=tf.TensorSpec([1], tf.int32, "position"),
-            **cache_specs,
-        ),
-    }
+    eight_bits = tf.lite.Optimize.DEFAULT in (optimizations or ())
+    with embedding.stored_once(family.causal_lm) if eight_bits else contextlib.nullcontext():
+        functions = {
+            "prefill": tf.function(prefill).get_concrete_function(**prefill_specs),
+            "decode": tf.function(decode).get_concrete_function(
+                token=tf.TensorSpec([1, 1], tf.int32, "token"),
+                position=tf.TensorSpec([1], tf.int32, "position"),
+                **cache_specs,
+            ),
+        }
     model = convert_functions(functions, optimizations)
     return align_packed_buffers(metadata_lib.attach(model, metadata))
 

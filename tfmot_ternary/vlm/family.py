@@ -149,7 +149,15 @@ class PaliGemmaFamily(TextFamily):
         converter = getattr(self.causal_lm.preprocessor, "image_converter", None)
         if converter is None:
             return ImageSpec(
-                size, size, self.image_sequence_length, 1.0, 0.0, "bilinear", False, "stretch", False
+                size,
+                size,
+                self.image_sequence_length,
+                1.0,
+                0.0,
+                "bilinear",
+                False,
+                "stretch",
+                False,
             )
         if converter.image_size not in (None, (size, size)):
             raise ValueError(

@@ -180,9 +180,7 @@ class Generator:
             np.asarray(answer_ids, np.int32), np.asarray(log_probs), np.asarray(greedy)
         )
 
-    def prefill(
-        self, prompt_ids: Sequence[int], image: Image = None
-    ) -> tuple[np.ndarray, Cache]:
+    def prefill(self, prompt_ids: Sequence[int], image: Image = None) -> tuple[np.ndarray, Cache]:
         """Runs the prompt. Returns (logits of the token after it [vocabulary], KV cache)."""
         self._room(prompt_ids)
         return self._run(self._prefill_runner, self._prefill_inputs(prompt_ids, image))
@@ -243,7 +241,8 @@ class Generator:
         return self.metadata.cache_length - self.metadata.image_sequence_length - length + 1
 
     def _prefill_inputs(self, prompt_ids: Sequence[int], image: Image) -> dict[str, np.ndarray]:
-        tokens = np.full((1, self.metadata.prefill_length), self.metadata.tokenizer.pad_id, np.int32)
+        pad_id = self.metadata.tokenizer.pad_id
+        tokens = np.full((1, self.metadata.prefill_length), pad_id, np.int32)
         tokens[0, : len(prompt_ids)] = prompt_ids
         inputs = {
             "tokens": tokens,
@@ -272,13 +271,14 @@ class Generator:
 
     def _check_signatures(self) -> None:
         """Raises ValueError when metadata and signatures disagree (an edited file)."""
-        cache = {f"cache_{i}": list(self.metadata.cache_shape) for i in range(self.metadata.cache_layers)}
+        shape = list(self.metadata.cache_shape)
+        cache = {f"cache_{i}": shape for i in range(self.metadata.cache_layers)}
         wanted = {
             "prefill": {"tokens": [1, self.metadata.prefill_length], "length": [1], **cache},
             "decode": {"token": [1, 1], "position": [1], **cache},
         }
-        if self.metadata.image is not None:
-            wanted["prefill"]["image"] = [1, self.metadata.image.height, self.metadata.image.width, 3]
+        if (image := self.metadata.image) is not None:
+            wanted["prefill"]["image"] = [1, image.height, image.width, 3]
         for name, runner in (("prefill", self._prefill_runner), ("decode", self._decode_runner)):
             details = runner.get_input_details()
             got = {key: [int(d) for d in value["shape"]] for key, value in details.items()}

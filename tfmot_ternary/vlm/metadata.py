@@ -69,7 +69,7 @@ class CausalLMMetadata:
       vocabulary_size: width of the logits.
       prefill_length: token ids that the `prefill` signature takes (padded).
       cache_length: positions of the KV cache: image, prompt and generated tokens.
-      cache_layers: layers with a cache; the signatures' inputs and outputs `cache_0`, `cache_1`, ...
+      cache_layers: layers with a cache: the signatures' inputs and outputs `cache_0`, `cache_1`...
       cache_shape: shape of each, float32 [1, 2 (keys, values), cache_length, heads, head size].
       tokenizer: the tokenizer beside the model.
       image: image preprocessing, or None for a text model.

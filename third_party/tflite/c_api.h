@@ -5,8 +5,8 @@
 // same from TF Lite 2.14.1 to LiteRT 2.3; the assertions at the end hold it in place.
 //
 // To build against the real headers instead, define TFMOT_TERNARY_USE_SYSTEM_TFLITE_HEADERS and put
-// a directory that contains tensorflow/lite/c/common.h on the include path (in Bazel:
-// --define=tfmot_ternary_tflite=system). The assertions then check the real declarations.
+// on the include path a directory with tflite/c/common.h (LiteRT) or tensorflow/lite/c/common.h (in
+// Bazel: --define=tfmot_ternary_tflite=system). The assertions then check the real declarations.
 //
 // What is left out on purpose: everything that the ops must not touch. In particular
 // TfLiteQuantization::params stays an untyped pointer, because the structure behind it differs
@@ -20,7 +20,11 @@
 
 #ifdef TFMOT_TERNARY_USE_SYSTEM_TFLITE_HEADERS
 
+#if __has_include("tflite/c/common.h")
+#include "tflite/c/common.h"
+#else
 #include "tensorflow/lite/c/common.h"
+#endif
 
 #else  // our own declarations
 

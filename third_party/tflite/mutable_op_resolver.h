@@ -10,7 +10,11 @@
 
 #ifdef TFMOT_TERNARY_USE_SYSTEM_TFLITE_HEADERS
 
+#if __has_include("tflite/mutable_op_resolver.h")
+#include "tflite/mutable_op_resolver.h"
+#else
 #include "tensorflow/lite/mutable_op_resolver.h"
+#endif
 
 #else
 

@@ -1,0 +1,356 @@
+"""The command line: help, errors, and each command on small models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import causal_lms
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfmot_ternary import cli, evaluation, inspection, measurement
+from tfmot_ternary.vlm import Generator, convert_causal_lm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a preset, its float model, an image and examples."""
+    folder = tmp_path_factory.mktemp("cli")
+    model = causal_lms.pali_gemma()
+    model.save_to_preset(str(folder / "preset"))
+    convert_causal_lm(model, folder / "model.tflite", cache_length=64)
+    generator = Generator(folder / "model.tflite")
+    lines = []
+    for i, prompt in enumerate(causal_lms.PROMPTS[:3]):
+        image = causal_lms.scene(i)
+        Image.fromarray(image).save(folder / f"scene{i}.png")
+        # Two answers are what the model says, one is not.
+        answer = generator.generate(prompt, image, 4) if i else "two two two"
+        lines.append({"image": f"scene{i}.png", "prompt": prompt, "answer": answer, "kind": "k"})
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    return folder
+
+
+def run(capsys, *arguments):
+    code = cli.run_command([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_overview_lists_every_command(capsys):
+    for arguments in ([], ["--help"], ["help"], ["-h"]):
+        code, out, _ = run(capsys, *arguments)
+        assert code == 0
+        assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_help_of_a_command(capsys, name):
+    for arguments in ([name, "--help"], ["help", name], [name, "--debug", "-h"]):
+        code, out, _ = run(capsys, *arguments)
+        assert code == 0
+        assert f"usage: tfmot-ternary {name}" in out
+        assert "example:" in out
+        for flag in cli.COMMANDS[name].required:
+            assert f"--{flag} TEXT  (required)" in out
+    # The example in the help is a command line that parses.
+    import shlex
+
+    example = shlex.split(cli.COMMANDS[name].example)
+    assert example[:2] == ["tfmot-ternary", name]
+    assert cli._parse(example[1:]) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "expected a command of demo, ternarize"),
+        (["--nonsense"], "expected a command"),
+        (["generate", "--nonsense=1"], "nonsense"),
+        (["generate"], "expected --model and --prompt"),
+        (["generate", "--model=m.tflite", "--prompt="], "expected --prompt"),
+        (["generate", "--model=m", "--prompt=p", "--num_threads=0"], "num_threads"),
+        (["generate", "--model=m", "--prompt=p", "--backend=onnx"], "litert|tf"),
+        (["benchmark", "--model=m", "extra"], "expected only flags, got 'extra'"),
+        (["inspect"], "expected one .tflite file to inspect, got 0"),
+        (["inspect", "a.tflite", "b.tflite"], "got 2"),
+        (["ternarize", "--preset=p"], "expected --output"),
+        (["demo", "--steps=-1"], "steps"),
+    ],
+)
+def test_wrong_command_lines(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (cli.USAGE_CODE, "")
+    assert err.startswith("tfmot-ternary: error: ")
+    assert err.count("\n") == 1
+    assert message in err and "--help" in err or "inspect" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--model=none.tflite", "--prompt=p"], "found none at 'none.tflite'"),
+        (["inspect", "none.tflite"], "found none at 'none.tflite'"),
+        (["benchmark", "--model=none.tflite"], "found none at 'none.tflite'"),
+        (["evaluate", "--model=none.tflite", "--data=none.jsonl"], "found no file at 'none.jsonl'"),
+        (["evaluate", "--model=none.tflite", "--data=digits:exam"], "got 'exam'"),
+        (["ternarize", "--preset=/none/there", "--output=o.tflite"], "found nothing at"),
+        (["ternarize", "--preset=none.keras", "--output=o.tflite"], "found no file at"),
+        (["ternarize", "--preset=p", "--output=o.bin"], "ends in .tflite"),
+        (["ternarize", "--preset=p", "--output=o.tflite", "--format=b1"], "t2 or t5 for ternary"),
+    ],
+)
+def test_user_errors_are_one_line(capsys, arguments, message):
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert err.startswith("tfmot-ternary: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert "Traceback" in run(capsys, *arguments, "--debug")[2]
+
+
+def test_the_program_itself():
+    done = subprocess.run(
+        [sys.executable, "-m", "tfmot_ternary.cli", "inspect", "none.tflite"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "tfmot-ternary: error: expected a .tflite file, found none at 'none.tflite'"
+    )
+
+
+def test_generate(capsys, folder):
+    expected = Generator(folder / "model.tflite").generate("sum", causal_lms.scene(1), 5)
+    arguments = ["generate", "--model", folder / "model.tflite", "--prompt", "sum"]
+    image = ["--image", folder / "scene1.png"]
+    code, out, _ = run(capsys, *arguments, *image, "--max_new_tokens=5")
+    assert (code, out) == (0, f"{expected}\n")
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "vision-language model" in err
+    code, _, err = run(capsys, *arguments, "--image", folder / "none.png")
+    assert code == 1
+    assert "expected an image file" in err
+
+
+def test_evaluate(capsys, folder):
+    arguments = ["evaluate", "--model", folder / "model.tflite", "--data", folder / "data.jsonl"]
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["examples"] == 3
+    assert 0 <= result["task_accuracy"] <= 1
+    # An oracle of its own: every answer scored alone.
+    generator = Generator(folder / "model.tflite")
+    examples = evaluation.load_examples(str(folder / "data.jsonl"))
+    scores = [generator.score(e.prompt, e.image, e.answer) for e in examples]
+    log_probs = np.concatenate([s.log_probs for s in scores])
+    assert result["tokens"] == log_probs.size
+    assert result["perplexity"] == pytest.approx(np.exp(-log_probs.mean()), rel=1e-9)
+    right = [str(generator.generate(e.prompt, e.image)).strip() == e.answer for e in examples]
+    whole = [bool(s.greedy.all()) for s in scores]
+    assert result["task_accuracy"] >= np.mean(whole)
+    assert result["task_accuracy"] <= np.mean([a or b for a, b in zip(right, whole, strict=True)])
+    code, out, _ = run(capsys, *arguments, "--limit=1")
+    assert code == 0
+    assert "examples       1" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no json", "line 2: expected a JSON object"),
+        ("[1]", "expected a JSON object, got list"),
+        ('{"prompt": "a"}', 'expected the key "answer"'),
+        ('{"prompt": "a", "answer": 3}', '"answer" as text, got int'),
+        ('{"prompt": "a", "answer": "b", "image": "none.png"}', "expected an image file"),
+    ],
+)
+def test_bad_examples(tmp_path, line, message):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n' + line + "\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluation.load_examples(str(path))
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="at least one example"):
+        evaluation.load_examples(str(path))
+
+
+def test_built_in_examples():
+    examples = evaluation.load_examples("digits:test", limit=7)
+    assert len(examples) == 7
+    assert examples[0].image.shape == (32, 32, 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluation.load_examples("digits:test", limit=0)
+
+
+def test_benchmark(capsys, folder):
+    code, out, _ = run(
+        capsys, "benchmark", "--model", folder / "model.tflite", "--repeats=2", "--json"
+    )
+    assert code == 0
+    result = measurement.Measurement(**json.loads(out))
+    assert result.prefill_tokens == 16 + causal_lms.SEQUENCE_LENGTH
+    assert result.prefill_tokens_per_s == result.prefill_tokens / result.prefill_seconds
+    assert result.decode_tokens_per_s == 1 / result.decode_seconds
+    assert 0 < result.baseline_rss_bytes < result.peak_rss_bytes
+    assert result.file_bytes == (folder / "model.tflite").stat().st_size
+    # The measuring process must not carry TensorFlow: its import alone takes more than 300 MB.
+    assert result.peak_rss_bytes < 300e6
+    code, out, _ = run(capsys, "benchmark", "--model", folder / "model.tflite", "--repeats=1")
+    assert code == 0
+    assert "decode" in out
+    assert "peak memory" in out
+
+
+def test_inspect(capsys, folder):
+    code, out, _ = run(capsys, "inspect", folder / "model.tflite")
+    assert code == 0
+    assert "float copies of packed weights: none" in out
+    code, out, _ = run(capsys, "inspect", "--model", folder / "model.tflite", "--json")
+    assert code == 0
+    assert json.loads(out)["file_bytes"] == (folder / "model.tflite").stat().st_size
+
+
+def test_ternarize_a_preset(capsys, folder, tmp_path):
+    path = tmp_path / "ternary.tflite"
+    code, out, err = run(
+        capsys,
+        *["ternarize", "--preset", folder / "preset", "--output", path, "--format=t5"],
+        *["--group_size=32", "--data", folder / "data.jsonl", "--steps=2", "--batch_size=2"],
+    )
+    assert code == 0, err
+    assert f"{path}: {path.stat().st_size:,} bytes" in out
+    found = inspection.inspect(path)
+    packed = [w for w in found.weights if w.packed]
+    # 7 kernels in each of 2 decoder blocks; convolution, 6 kernels and the projection in the ViT.
+    assert len(packed) == 2 * 7 + 1 + 6 + 1
+    assert {(w.format, w.group_size) for w in packed} == {("t5", 32)}
+    assert not found.float_copies()
+    assert not found.misaligned()
+    assert isinstance(Generator(path).generate("sum", causal_lms.scene(), 3), str)
+
+
+def save_keras(kind, path):
+    if kind == "keras3":
+        import keras
+    else:
+        import tf_keras as keras
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [layers.Input((12,)), layers.Dense(40, activation="relu"), layers.Dense(10)]
+    )
+    model.save(path)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("keras3", "m.keras"), ("keras2", "m.keras"), ("keras2", "m.h5"), ("keras2", "saved_model")],
+)
+def test_ternarize_a_saved_model(capsys, tmp_path, kind, name):
+    model = save_keras(kind, str(tmp_path / name))
+    x = np.random.default_rng(0).normal(size=(64, 12)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(64) % 10)
+    path = tmp_path / "m.tflite"
+    arguments = ["ternarize", "--preset", tmp_path / name, "--output", path, "--debug"]
+    code, _, err = run(capsys, *arguments, "--data", tmp_path / "data.npz", "--steps=3")
+    assert code == 0, err
+    weights = [w for w in inspection.inspect(path).weights if w.packed]
+    assert [w.shape for w in weights] == [[40, 12], [10, 40]]
+
+    from tfmot_ternary import runtime
+
+    runner = runtime.make_interpreter(str(path)).get_signature_runner()
+    (name,) = runner.get_input_details()
+    (output,) = runner(**{name: x[:1]}).values()
+    assert output.shape == tuple(model(x[:1]).shape)
+    assert np.isfinite(output).all()
+
+
+def test_ternarize_refuses_bad_data(capsys, tmp_path):
+    save_keras("keras3", str(tmp_path / "m.keras"))
+    arguments = ["ternarize", "--preset", tmp_path / "m.keras", "--output", tmp_path / "o.tflite"]
+    np.savez(tmp_path / "other.npz", z=np.zeros(3))
+    np.savez(tmp_path / "shape.npz", x=np.zeros((3, 7)))
+    (tmp_path / "text.npz").write_text("text")
+    for name, message in [
+        ("other.npz", "expected an array x"),
+        ("shape.npz", "as the model takes it"),
+        ("text.npz", "expected an .npz file"),
+        ("none.npz", "expected an .npz file"),
+        ("data.jsonl", "expected an .npz file with x"),
+    ]:
+        code, _, err = run(capsys, *arguments, "--data", tmp_path / name)
+        assert code == 1, name
+        assert message in err, name
+    code, _, err = run(capsys, *arguments, "--prefill_length=4")
+    assert code == 1
+    assert "only with a language model" in err
+    (tmp_path / "bad.keras").write_text("nothing")
+    (tmp_path / "empty").mkdir()
+    for name, message in [("bad.keras", "saved Keras model"), ("empty", "KerasHub preset")]:
+        code, _, err = run(
+            capsys, "ternarize", "--preset", tmp_path / name, "--output", tmp_path / "o.tflite"
+        )
+        assert code == 1, name
+        assert message in err, name
+    assert not (tmp_path / "o.tflite").exists()
+
+
+def test_ternarize_refuses_broken_presets(capsys, folder, tmp_path):
+    import shutil
+
+    preset = tmp_path / "preset"
+    shutil.copytree(folder / "preset", preset)
+    arguments = ["ternarize", "--preset", preset, "--output", tmp_path / "o.tflite"]
+    (preset / "model.weights.h5").unlink()
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "expected a KerasHub preset" in err
+    shutil.copy(folder / "preset" / "model.weights.h5", preset)
+    config = json.loads((preset / "task.json").read_text())
+    config["config"]["backbone"]["config"]["hidden_dim"] = 32  # the weights have 64
+    (preset / "task.json").write_text(json.dumps(config))
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "expected a KerasHub preset" in err
+
+
+def test_float_weights_stay_float_if_asked(capsys, folder, tmp_path):
+    path = tmp_path / "b.tflite"
+    code, _, err = run(
+        capsys,
+        *["ternarize", "--preset", folder / "preset", "--output", path, "--weights=binary"],
+        *["--float_weights=float32", "--skip=image_encoder"],
+    )
+    assert code == 0, err
+    formats = {w.format for w in inspection.inspect(path).weights}
+    assert "b1" in formats
+    assert "float32" in formats
+    assert "int8" not in formats
+    assert len([w for w in inspection.inspect(path).weights if w.packed]) == 2 * 7 + 1
+
+
+def test_interrupt_and_unexpected_errors(capsys, monkeypatch):
+    def interrupted(path, min_elements):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "inspect", interrupted)
+    code, _, err = run(capsys, "inspect", "m.tflite")
+    assert code == 130
+    assert "interrupted" in err
+
+    def defect(path, min_elements):
+        raise ZeroDivisionError("a defect of ours")
+
+    monkeypatch.setattr(inspection, "inspect", defect)
+    with pytest.raises(ZeroDivisionError):  # shown with its traceback: not the user's fault
+        run(capsys, "inspect", "m.tflite")
