@@ -92,7 +92,7 @@ def _our_model(
     import tensorflow as tf
 
     from tfmot_ternary import ops
-    from tfmot_ternary.convert import convert_functions
+    from tfmot_ternary.conversion import convert_functions
 
     packed = packing.pack(codes, weight_format)
 

@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--system_tflite_headers",
         metavar="DIR",
-        help="use the real TF Lite headers below DIR (DIR/tensorflow/lite/c/common.h)",
+        help="use the real TF Lite headers below DIR (see third_party/tflite/c_api.h)",
     )
     options = parser.parse_args(arguments)
     flags: list[str] = []

@@ -1,4 +1,4 @@
-"""The demo command, from a preset to table, plots and answers; on a model of a few thousand weights."""
+"""The demo command, from a preset to table, plots and answers, on a very small model."""
 
 from __future__ import annotations
 

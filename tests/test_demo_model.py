@@ -7,7 +7,6 @@ import json
 import pathlib
 from typing import Any
 
-import keras_hub
 import numpy as np
 import pytest
 from scipy import special
@@ -53,11 +52,12 @@ def test_tokenizer_round_trip(causal_lm: Any) -> None:
 
 def test_longest_text_fits(causal_lm: Any) -> None:
     tokenizer = causal_lm.preprocessor.tokenizer
-    made = scenes.render(scenes.digits("train"), 4000, np.random.default_rng(1))
+    made = scenes.render(scenes.digits("train"), 2000, np.random.default_rng(1))
     asked = questions.texts(made.cells, 0.1, np.random.default_rng(2))
-    longest = max(len(tokenizer(q)) + len(tokenizer(a)) + 2 for q, a, _ in asked)
-    assert longest == batches.TEXT_LENGTH + 1
-    assert longest <= model.SEQUENCE_LENGTH
+    texts = sorted({text for pair in asked for text in pair[:2]})
+    size = {text: len(ids) for text, ids in zip(texts, tokenizer(texts), strict=True)}
+    longest = max(size[prompt] + size[answer] + 2 for prompt, answer, _ in asked)
+    assert longest == batches.TEXT_LENGTH <= model.SEQUENCE_LENGTH
 
 
 def test_preset_fits_the_code(causal_lm: Any) -> None:
@@ -143,19 +143,18 @@ def test_scores_match_the_preprocessor_and_numpy(
 def test_scores_agree_with_greedy_generation(
     causal_lm: Any, samples: list[questions.Sample]
 ) -> None:
+    # The k-means start of a binary model is wrong about half of the time, so both cases are seen.
+    binary = recovery.recover(causal_lm, scheme.BinaryScheme(), steps=0).causal_lm
     right = []
-    for sample in samples[:12]:
-        text = causal_lm.generate(
+    for sample in samples[:8]:
+        text = binary.generate(
             {"images": sample.image.astype(np.float32), "prompts": sample.prompt},
             strip_prompt=True,
         )
         right.append(str(text).strip() == sample.answer)
-    measured = [scores.measure(causal_lm, [sample]) for sample in samples[:12]]
-    forced = [
-        result.caption_accuracy if sample.kind == "caption" else result.accuracy
-        for result, sample in zip(measured, samples, strict=False)
-    ]
-    assert right == [value == 1 for value in forced]
+    _, forced = scores.judge(binary, samples[:8])
+    assert right == forced.tolist()
+    assert 0 < sum(right) < 8
 
 
 def test_no_samples_is_an_error(causal_lm: Any) -> None:
@@ -179,23 +178,19 @@ def test_checkpoint_round_trip_and_fingerprint(tmp_path: pathlib.Path) -> None:
     assert checkpoint.Checkpoint(path, {"steps": 5}).load(others) == (0, [])
 
 
-def test_recovery_lowers_the_loss_and_goes_on_after_an_interruption(
-    causal_lm: Any, tmp_path: pathlib.Path
-) -> None:
+def test_recovery_lowers_the_loss_and_is_kept(tmp_path: pathlib.Path) -> None:
+    # A model of one layer each, untrained: XLA compiles it in a fifth of the time.
+    causal_lm = model.build(seed=3, num_layers=1, vit_num_layers=1)
     before = [np.asarray(weight).copy() for weight in causal_lm.weights]
-    recipe = dataclasses.replace(recovery.TERNARY, steps=40, batch_size=16, warmup=5, every=10)
-    ternary = scheme.TernaryScheme()
-    done = recovery.recover(causal_lm, ternary, progress=False, recipe=recipe, cache_dir=tmp_path)
-    assert [entry["step"] for entry in done.history] == [10, 20, 30, 40]
-    assert done.history[-1]["distillation_loss"] < 0.7 * done.history[0]["distillation_loss"]
+    recipe = dataclasses.replace(recovery.BINARY, steps=30, batch_size=16, warmup=5, every=10)
+    binary = scheme.BinaryScheme()
+    done = recovery.recover(causal_lm, binary, progress=False, recipe=recipe, cache_dir=tmp_path)
+    assert [entry["step"] for entry in done.history] == [10, 20, 30]
+    assert done.history[-1]["loss"] < 0.8 * done.history[0]["loss"]
     for old, weight in zip(before, causal_lm.weights, strict=True):
         np.testing.assert_array_equal(old, np.asarray(weight))
     # A second call finds the finished state: the same weights, no training.
-    again = recovery.recover(causal_lm, ternary, progress=False, recipe=recipe, cache_dir=tmp_path)
+    again = recovery.recover(causal_lm, binary, progress=False, recipe=recipe, cache_dir=tmp_path)
     assert again.history == done.history
     for a, b in zip(done.causal_lm.weights, again.causal_lm.weights, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-def test_keras_hub_class(causal_lm: Any) -> None:
-    assert isinstance(causal_lm, keras_hub.models.PaliGemmaCausalLM)

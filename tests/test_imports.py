@@ -40,7 +40,8 @@ ALLOWED = {
     "ops": {"packing"},
 }
 NUMPY_ONLY = ["packing", "kmeans"]
-TOP = {"vlm", "demo", "cli"}
+# `cli` and what stands behind its commands.
+TOP = {"vlm", "demo", "cli", "commands", "evaluation", "measurement", "recovery", "ternarization"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfmot_ternary import inspection, inspection_table, ops, packing
-from tfmot_ternary.convert import convert_functions
+from tfmot_ternary.conversion import convert_functions
 
 # Not multiples of a block, so that rows have a short last block.
 N, K = 24, 300

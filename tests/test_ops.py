@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from flatbuffers import flexbuffers
 
-from tfmot_ternary import model_file, ops, packing, runtime
-from tfmot_ternary.convert import convert_functions
+from tfmot_ternary import model_file, op_arithmetic, ops, packing, runtime
+from tfmot_ternary.conversion import convert_functions
 
 FORMATS = ["t2", "t5", "b1"]
 GROUP_SIZES = ["tensor", 0, 32, 256]
@@ -62,7 +62,7 @@ def test_fully_connected_equals_the_oracle(weight_format, group_size, n, k):
     scales = op_oracle.random_scales(rng, n, k, group_size)
     bias = rng.standard_normal(n).astype(np.float32)
     x = activations(rng, (2, 5, k))
-    for activation in ops.ACTIVATION_FUNCTIONS:
+    for activation in op_arithmetic.ACTIVATION_FUNCTIONS:
         got = ops.fully_connected(
             x,
             packing.pack(codes, weight_format),
@@ -111,7 +111,7 @@ def test_rows_that_are_not_finite_give_nan():
 
 
 def test_sums_beyond_the_exact_range_of_float32():
-    k = ops.MAX_EXACT_K + 3
+    k = op_arithmetic.MAX_EXACT_K + 3
     codes = np.ones((2, k), np.int8)
     codes[1, -1] = -1
     x = np.full((1, k), 5.0, np.float32)  # every q is 127: the sum is above 2^24

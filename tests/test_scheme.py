@@ -491,8 +491,8 @@ def test_the_guides_snippet_on_digits(scheme_class, digits, trained):
         assert np.any(wrapper.scales.numpy() != scales)
     # 497 test images: 3 points are 15 of them, five times the spread seen between seeds.
     assert quantized.evaluate(test_x, test_y, verbose=0)[1] > float_accuracy - 0.03
-    # Freeze, convert, run: the operators quantize activations as the frozen model does, so that only
-    # the order of float32 sums in what stays float may differ: 1e-5 of logits around 10.
+    # Freeze, convert, run: the operators quantize activations as the frozen model does; only the
+    # order of float32 sums in what stays float may differ: 1e-5 of logits around 10.
     frozen = tt.freeze(quantized)
     content = tt.convert(frozen)
     want = frozen.predict(test_x[:20], verbose=0)

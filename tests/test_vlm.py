@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 
 from tfmot_ternary import inspection, model_file
-from tfmot_ternary.convert import align_packed_buffers
-from tfmot_ternary.freeze import freeze
+from tfmot_ternary.conversion import align_packed_buffers
+from tfmot_ternary.freezing import freeze
 from tfmot_ternary.keras3 import quantize
 from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
 from tfmot_ternary.vlm import Generator, convert_causal_lm
@@ -370,6 +370,29 @@ def test_truncated_file(float_path, tmp_path, share):
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="expected"):
         Generator(path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_invalid_packed_weights(model, tmp_path, backend):
+    """A byte that is no ternary code is refused by the operator when it is prepared."""
+    path = tmp_path / "packed.tflite"
+    convert_causal_lm(quantize(model, TernaryScheme()), path)
+    weights = [w for w in inspection.inspect(path).weights if w.packed]
+    content = path.read_bytes()
+    image = causal_lms.scene()
+    for weight in (weights[0], weights[-1]):  # one that decode uses too, one of prefill alone
+        damaged = bytearray(content)
+        damaged[weight.offset + weight.bytes // 2] = 0xFF
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(ValueError, match="expected") as caught:
+            Generator(path, backend=backend).generate("sum", image)
+        assert str(path) in str(caught.value)
+
+
+def test_missing_ops_library(float_path, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFMOT_TERNARY_OPS_LIBRARY", str(tmp_path / "none.so"))
+    with pytest.raises(FileNotFoundError, match="library of custom ops"):
+        Generator(float_path)
 
 
 def test_model_without_our_metadata(tmp_path):

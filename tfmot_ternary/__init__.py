@@ -7,8 +7,6 @@ others need: `tfmot_ternary.runtime` runs on a device that has NumPy, an interpr
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -17,6 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AbsMaxInitializer": "initializers",
     "AbsMeanInitializer": "initializers",
+    "BinaryQuantizeConfig": "quantize_config",
     "BinaryQuantizer": "quantizers",
     "BinaryScheme": "scheme",
     "Distiller": "distill",
@@ -24,10 +23,11 @@ _EXPORTS = {
     "PackedWeights": "packing",
     "ScaleInitializer": "initializers",
     "TWNInitializer": "initializers",
+    "TernaryQuantizeConfig": "quantize_config",
     "TernaryQuantizer": "quantizers",
     "TernaryScheme": "scheme",
-    "convert": "convert",
-    "freeze": "freeze",
+    "convert": "conversion",
+    "freeze": "freezing",
     "quantize_apply": "apply",
     "quantize_scope": "scheme",
 }
@@ -39,9 +39,9 @@ __all__ = ["__version__", *sorted(_EXPORTS), *_SUBMODULES]
 if TYPE_CHECKING:  # what type checkers and editors see; nothing of this runs
     from tfmot_ternary import packing, runtime, vlm
     from tfmot_ternary.apply import quantize_apply
-    from tfmot_ternary.convert import convert
+    from tfmot_ternary.conversion import convert
     from tfmot_ternary.distill import Distiller
-    from tfmot_ternary.freeze import freeze
+    from tfmot_ternary.freezing import freeze
     from tfmot_ternary.initializers import (
         AbsMaxInitializer,
         AbsMeanInitializer,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; nothing of this runs
         TWNInitializer,
     )
     from tfmot_ternary.packing import PackedWeights
+    from tfmot_ternary.quantize_config import BinaryQuantizeConfig, TernaryQuantizeConfig
     from tfmot_ternary.quantizers import BinaryQuantizer, TernaryQuantizer
     from tfmot_ternary.scheme import BinaryScheme, TernaryScheme, quantize_scope
 
@@ -67,15 +68,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(types.ModuleType):
-    """This package: importing a submodule does not hide the public function of the same name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds the submodule `convert` here; `tt.convert` is the function.
-        if not (name in _EXPORTS and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

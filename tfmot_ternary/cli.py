@@ -5,6 +5,7 @@ Parses, helps and turns errors into one line; the commands themselves are in `co
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from absl import app, flags, logging
 from tfmot_ternary.commands import COMMANDS, PROGRAM, Command, CommandLineError
 
 USAGE_CODE = 2  # the exit code for a wrong command line; 1 is for everything else
-# What a user can mend is shown as one line; the rest are defects of ours, with a traceback.
+# What a user can mend: one line. The rest are defects of ours, shown with a traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
 
 
@@ -33,8 +34,8 @@ def overview() -> str:
         "commands:",
         *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
         "",
-        f"`{PROGRAM} COMMAND --help` lists the flags of a command. `--debug` with any command shows",
-        f"the traceback of an error. `{PROGRAM} --version` tells the version.",
+        f"`{PROGRAM} COMMAND --help` lists a command's flags. `--debug` with any command shows the",
+        f"traceback of an error. `{PROGRAM} --version` tells the version.",
     ]
     return "\n".join(lines)
 
@@ -130,9 +131,6 @@ def run_command(arguments: Sequence[str]) -> int:
     # Before TensorFlow is imported: Keras 3 on TensorFlow, without TensorFlow's start-up notes.
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.showwarning = _show_warning
-    logging.set_verbosity(logging.WARNING)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in step with stderr
     debug = False
     try:
         parsed = _parse(arguments)
@@ -183,7 +181,14 @@ def main() -> None:
         flags.FLAGS(arguments[:1])  # absl's own global flags keep their defaults
         return list(arguments)
 
-    app.run(lambda arguments: run_command(arguments[1:]), flags_parser=parse_nothing)
+    def run(arguments: Sequence[str]) -> int:
+        warnings.showwarning = _show_warning
+        logging.set_verbosity(logging.WARNING)  # absl's application starts at INFO
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # in step with the progress on stderr
+        return run_command(arguments[1:])
+
+    app.run(run, flags_parser=parse_nothing)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,19 @@
 """Quantization-aware training on Keras 3 and KerasHub models, which tfmot does not take.
 
-Each nested layer of the clone that the scheme names changes its class to a subclass whose `kernel`
-(or `embeddings`) is the quantized value of the trained one: codes times scales, with TFMOT's
-straight-through gradient. The layer's own call, and any code that reads `layer.kernel`, sees the
-quantized weights; nothing is patched globally.
+A scheme chooses nested layers of a clone of the model; these change to quantized layers in place.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
 from typing import Any
 
 import keras
 from keras import layers
 
-from tfmot_ternary import initializers, packing, quantizers
+from tfmot_ternary import initializers, packing
+from tfmot_ternary.keras3_layers import SUPPORTED, is_quantized, layout_of, quantize_in_place
 from tfmot_ternary.keras3_structure import (
     RestructuredModel,
     Structure,
@@ -26,20 +23,8 @@ from tfmot_ternary.keras3_structure import (
     nested_layers,
     require_tensorflow,
 )
-from tfmot_ternary.kernel_layout import KernelLayout
 
 __all__ = ["QuantizedLayer", "QuantizedModel", "quantize", "quantized_layers"]
-
-# Layers whose weight matrix is one product with the input, or a table; subclasses count, for their
-# call sees the quantized kernel whatever it does with it.
-SUPPORTED = (
-    layers.Dense,
-    layers.EinsumDense,
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.Embedding,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +135,6 @@ def quantized_layers(model: keras.Model) -> list[QuantizedLayer]:
     ]
 
 
-def is_quantized(layer: Any) -> bool:
-    """Whether `quantize` changed this layer."""
-    return isinstance(layer, QuantizedWeights)
-
-
 class QuantizedModel(RestructuredModel):
     """The class of a model that `quantize` returns, next to the class of the model itself."""
 
@@ -165,128 +145,6 @@ class QuantizedModel(RestructuredModel):
 
 
 keras.saving.register_keras_serializable("tfmot_ternary")(QuantizedModel)
-
-
-class QuantizedWeights:
-    """Mixed into the class of a layer: its weight matrix is read as codes times scales.
-
-    Attributes:
-      kernel_layout: how the kernel becomes W[n, k].
-      levels: 3 or 2.
-      group_size: None, "tensor" or inputs per scale.
-      clip: None, or the bound on |w| above which no gradient reaches a weight.
-      kernel_scale: trainable float32 variable of shape `packing.scale_shape(n, k, group_size)`.
-    """
-
-    kernel_layout: KernelLayout
-    levels: int
-    group_size: packing.GroupSize
-    clip: float | None
-    kernel_scale: keras.Variable
-    changed_from: type
-    _reads_float = False
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        """Not possible: the change of a layer is part of its model's config, not of its own."""
-        raise ValueError(
-            f"expected a whole quantized model, got the layer {config.get('name')!r} alone; clone "
-            "the float model and quantize that, or save and load the quantized model"
-        )
-
-    @property
-    def float_weights(self) -> keras.Variable:
-        """The trained variable behind the quantized weights."""
-        raise NotImplementedError
-
-    def quantized_weights(self) -> Any:
-        """The quantized value of `float_weights`, in the layer's compute dtype."""
-        if self._reads_float:
-            return self.float_weights
-        values = quantizers.quantize_kernel(
-            self.float_weights.value,
-            self.kernel_scale.value,
-            self.kernel_layout,
-            self.levels,
-            self.group_size,
-            self.clip,
-        )
-        return keras.ops.cast(values, self.compute_dtype)  # type: ignore[attr-defined]
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves the layer's float variables under its own keys, and `kernel_scale`."""
-        self._reads_float = True  # the base class may save what it reads as `self.kernel`
-        try:
-            super().save_own_variables(store)  # type: ignore[misc]
-        finally:
-            self._reads_float = False
-        store["kernel_scale"] = self.kernel_scale
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads what `save_own_variables` saved."""
-        if "kernel_scale" not in store:
-            raise ValueError(
-                f"expected weights of a quantized layer with a kernel_scale for {self.path!r}, got "  # type: ignore[attr-defined]
-                f"{sorted(store.keys())}; load weights of the float model before quantizing it"
-            )
-        super().load_own_variables(store)  # type: ignore[misc]
-        self.kernel_scale.assign(store["kernel_scale"])
-
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Keras' own integer quantization passes over this layer (it warns and goes on)."""
-        raise NotImplementedError(f"{self.path!r} is quantized by tfmot_ternary already")  # type: ignore[attr-defined]
-
-
-class QuantizedKernel(QuantizedWeights):
-    """The `kernel` of Dense, EinsumDense and convolutions, quantized."""
-
-    @property
-    def float_weights(self) -> keras.Variable:
-        return self._kernel  # type: ignore[attr-defined]
-
-    @property
-    def kernel(self) -> Any:
-        return self.quantized_weights()
-
-
-class QuantizedEmbeddings(QuantizedWeights):
-    """The `embeddings` of Embedding and ReversibleEmbedding, quantized."""
-
-    @property
-    def float_weights(self) -> keras.Variable:
-        return self._embeddings  # type: ignore[attr-defined]
-
-    @property
-    def embeddings(self) -> Any:
-        return self.quantized_weights()
-
-
-@functools.cache
-def _quantized_class(base: type) -> type:
-    mixin = QuantizedEmbeddings if issubclass(base, layers.Embedding) else QuantizedKernel
-    members = {"__module__": __name__, "changed_from": base}
-    return type(f"Quantized{base.__name__}", (mixin, base), members)
-
-
-def layout_of(layer: keras.Layer) -> KernelLayout:
-    """The layout of a supported layer's kernel.
-
-    Raises:
-      ValueError: the layer is not built, or its einsum is not one matrix product.
-      TypeError: the layer's class is not supported.
-    """
-    if not isinstance(layer, SUPPORTED):
-        raise TypeError(f"no quantized form of {type(layer).__name__}")
-    if not layer.built:
-        raise ValueError("it is not built")
-    if isinstance(layer, layers.Embedding):
-        return KernelLayout.embedding(layer._embeddings.shape)
-    shape = layer._kernel.shape
-    if isinstance(layer, layers.EinsumDense):
-        return KernelLayout.einsum(layer.equation, shape, layer.input_spec.ndim)
-    if isinstance(layer, layers.Dense):
-        return KernelLayout.dense(shape)
-    return KernelLayout.conv(shape)
 
 
 def _choose(model: keras.Model, scheme: Any) -> tuple[list[int], list[tuple[str, str]]]:
@@ -332,42 +190,6 @@ def _quantize_layers(
     nested = list(nested_layers(model))
     for config in configs:
         path, layer = nested[config["index"]]
-        _quantize_layer(layer, path, initializer, **{k: config[k] for k in config if k != "index"})
-
-
-def _quantize_layer(
-    layer: keras.Layer,
-    path: str,
-    initializer: initializers.ScaleInitializer | None,
-    levels: int,
-    group_size: packing.GroupSize,
-    clip: float | None,
-    trainable_scales: bool,
-) -> None:
-    layout = layout_of(layer)
-    shape = packing.scale_shape(layout.n, layout.k, group_size)
-    base: Any = type(layer)
-    layer.__class__ = _quantized_class(base)
-    # Codes come from the float32 values: rounding them to the compute dtype first would move some
-    # across the threshold, and freezing would give other codes than training saw.
-    layer.float_weights._autocast = False
-    scales: Any = "ones"
-    if initializer is not None:
-        matrix = layout.to_matrix(keras.ops.convert_to_numpy(layer.float_weights))
-        values = initializers.initial_scales(matrix, levels, group_size, initializer, name=path)
-        scales = keras.initializers.Constant(values)
-    layer.kernel_layout = layout
-    layer.levels = levels
-    layer.group_size = group_size
-    layer.clip = clip
-    layer._tracker.unlock()
-    layer.kernel_scale = layer.add_weight(
-        name="kernel_scale",
-        shape=shape,
-        dtype="float32",
-        initializer=scales,
-        constraint=keras.constraints.NonNeg(),
-        trainable=trainable_scales and layer.float_weights.trainable,
-        autocast=False,
-    )
-    layer._tracker.lock()
+        quantize_in_place(
+            layer, path, initializer, **{k: config[k] for k in config if k != "index"}
+        )

@@ -267,6 +267,7 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
             initializer=keras.initializers.Constant(scales),
             trainable=self.trainable,
             constraint=keras.constraints.NonNeg(),
+            experimental_autocast=False,  # float32 under every precision policy, as when frozen
         )
         # tfmot's wrapper collects the layer's weights before the layer is built: a trained layer
         # has them in front of the scales, one that is being loaded behind. One order for both.

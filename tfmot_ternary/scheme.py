@@ -181,7 +181,8 @@ def quantize_scope(*custom_objects: dict[str, Any]) -> Any:
     # These modules register the classes of frozen models, and of Keras 3's quantized models.
     importlib.import_module("tfmot_ternary.packed_tf_keras")
     if "keras" in sys.modules:
-        importlib.import_module("tfmot_ternary.freeze_keras3")
+        importlib.import_module("tfmot_ternary.freezing_keras3")
+        importlib.import_module("tfmot_ternary.keras3")
     ours = {
         cls.__name__: cls
         for cls in (

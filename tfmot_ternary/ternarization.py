@@ -227,6 +227,6 @@ def _convert(student: Any, request: Request) -> None:
             optimizations=optimizations,
         )
         return
-    from tfmot_ternary.convert import convert
+    from tfmot_ternary.conversion import convert
 
     convert(student, optimizations, weight_format=request.weight_format, path=request.output)

@@ -215,7 +215,7 @@ def _recovered(settings: Settings, causal_lm: Any, weights: str, steps: int | No
 
 
 def _freeze(trained: Any, weight_format: str) -> Any:
-    from tfmot_ternary.freeze import freeze
+    from tfmot_ternary.freezing import freeze
 
     return freeze(trained, weight_format)
 

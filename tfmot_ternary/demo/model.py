@@ -16,7 +16,7 @@ PRESET = pathlib.Path(__file__).parent / "preset"
 
 VOCABULARY_SIZE = 256
 # Tokens of prompt, answer and both markers that a user may type; what `questions` makes has at
-# most 13.
+# most 12.
 SEQUENCE_LENGTH = 16
 # Widths are multiples of 64: rows of packed weights then fill whole vectors.
 BACKBONE = {

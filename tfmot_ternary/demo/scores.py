@@ -32,9 +32,10 @@ class Scores:
     samples: int
 
 
-def measure(causal_lm: Any, samples: Sequence[questions.Sample], batch_size: int = 200) -> Scores:
-    """Scores a Keras model on samples, each answer forced (teacher forcing), one forward pass a
-    batch.
+def judge(
+    causal_lm: Any, samples: Sequence[questions.Sample], batch_size: int = 200
+) -> tuple[float, np.ndarray]:
+    """Forces each sample's answer on a model (teacher forcing), one forward pass a batch.
 
     An answer counts as right if the most likely token is the right one at each of its positions,
     end marker included. That is the same as greedy decoding giving exactly this answer: as long as
@@ -47,6 +48,10 @@ def measure(causal_lm: Any, samples: Sequence[questions.Sample], batch_size: int
       samples: what `questions.split` gives.
       batch_size: samples of one forward pass; does not change the result but for rounding.
 
+    Returns:
+      (mean negative log likelihood in nats over all answer tokens, end markers counted;
+      bool [n], which answers are right).
+
     Raises:
       ValueError: no samples.
     """
@@ -58,7 +63,7 @@ def measure(causal_lm: Any, samples: Sequence[questions.Sample], batch_size: int
     everything = batches.held_out(encoder, samples)
 
     @tf.function(reduce_retracing=True)
-    def judge(inputs: Any, labels: Any) -> tuple[Any, Any]:
+    def forced(inputs: Any, labels: Any) -> tuple[Any, Any]:
         logits = causal_lm(inputs, training=False)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return loss, tf.argmax(logits, axis=-1, output_type=labels.dtype)
@@ -67,13 +72,18 @@ def measure(causal_lm: Any, samples: Sequence[questions.Sample], batch_size: int
     for start in range(0, len(samples), batch_size):
         stop = start + batch_size
         inputs = {name: tf.constant(x[start:stop]) for name, x in everything.inputs.items()}
-        loss, guess = judge(inputs, tf.constant(everything.labels[start:stop]))
+        loss, guess = forced(inputs, tf.constant(everything.labels[start:stop]))
         losses.append(loss.numpy())
         guesses.append(guess.numpy())
     weights = everything.weights
-    mean_loss = float((np.concatenate(losses).astype(np.float64) * weights).sum() / weights.sum())
+    mean_loss = (np.concatenate(losses).astype(np.float64) * weights).sum() / weights.sum()
     right = ((np.concatenate(guesses) == everything.labels) | (weights == 0)).all(axis=1)
+    return float(mean_loss), right
 
+
+def measure(causal_lm: Any, samples: Sequence[questions.Sample], batch_size: int = 200) -> Scores:
+    """Scores a Keras model on samples; arguments and errors as in `judge`."""
+    mean_loss, right = judge(causal_lm, samples, batch_size)
     kinds = np.array([sample.kind for sample in samples])
 
     def share(of: np.ndarray) -> float:

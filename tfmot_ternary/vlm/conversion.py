@@ -113,7 +113,7 @@ def _frozen(causal_lm: Any, weight_format: str | None) -> Any:
     from tfmot_ternary import keras3
 
     if isinstance(causal_lm, keras3.QuantizedModel):
-        from tfmot_ternary.freeze import freeze
+        from tfmot_ternary.freezing import freeze
 
         return freeze(causal_lm, weight_format)
     if weight_format is not None:
@@ -129,7 +129,7 @@ def _convert(
 ) -> bytes:
     import tensorflow as tf
 
-    from tfmot_ternary.convert import align_packed_buffers, convert_functions
+    from tfmot_ternary.conversion import align_packed_buffers, convert_functions
 
     def named(logits, caches):
         return {"logits": logits, **{f"cache_{i}": cache for i, cache in enumerate(caches)}}

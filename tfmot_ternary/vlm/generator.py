@@ -261,7 +261,12 @@ class Generator:
         return inputs
 
     def _run(self, runner: Any, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, Cache]:
-        outputs = runner(**inputs)
+        try:
+            outputs = runner(**inputs)
+        except RuntimeError as error:  # the interpreter prepares a signature when it first runs
+            raise ValueError(
+                f"{self.path!r}: expected a model that the interpreter can run, got: {error}"
+            ) from error
         cache = [outputs[f"cache_{i}"] for i in range(self.metadata.cache_layers)]
         return outputs["logits"][0], cache
 

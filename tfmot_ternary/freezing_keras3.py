@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfmot_ternary.freeze import pack_kernel
-from tfmot_ternary.keras3 import QuantizedWeights, is_quantized, layout_of
+from tfmot_ternary.freezing import pack_kernel
+from tfmot_ternary.keras3_layers import QuantizedWeights, is_quantized, layout_of
 from tfmot_ternary.keras3_structure import (
     RestructuredModel,
     Structure,
@@ -55,7 +55,7 @@ keras.saving.register_keras_serializable("tfmot_ternary")(FrozenModel)
 
 
 def freeze(model: keras.Model, weight_format: str | None, activations: str) -> keras.Model:
-    """See `tfmot_ternary.freeze.freeze`."""
+    """See `tfmot_ternary.freezing.freeze`."""
     require_tensorflow()
     sources = [("", model), *nested_layers(model)]
     if not any(is_quantized(layer) for _, layer in sources):

@@ -44,13 +44,13 @@ def freeze(model: Any, weight_format: str | None = None, activations: str = "int
     # A Keras version that is not loaded cannot have made the model.
     keras3, tf_keras = sys.modules.get("keras"), sys.modules.get("tf_keras")
     if keras3 is not None and isinstance(model, keras3.Model):
-        from tfmot_ternary import freeze_keras3
+        from tfmot_ternary import freezing_keras3
 
-        return freeze_keras3.freeze(model, weight_format, activations)
+        return freezing_keras3.freeze(model, weight_format, activations)
     if tf_keras is not None and isinstance(model, tf_keras.Model):
-        from tfmot_ternary import freeze_tf_keras
+        from tfmot_ternary import freezing_tf_keras
 
-        return freeze_tf_keras.freeze(model, weight_format, activations)
+        return freezing_tf_keras.freeze(model, weight_format, activations)
     raise TypeError(
         f"expected a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__name__}"
     )

@@ -10,7 +10,7 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 
 from tfmot_ternary.attention import QuantizedMultiHeadAttention
 from tfmot_ternary.folding import Tail, fold_batch_normalization, followers, relu_name, tail_of
-from tfmot_ternary.freeze import pack_kernel
+from tfmot_ternary.freezing import pack_kernel
 from tfmot_ternary.packed_layers import PackedLayer
 from tfmot_ternary.packed_tf_keras import (
     PROJECTIONS,
@@ -26,7 +26,7 @@ _FOLDING_LAYERS = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
 
 
 def freeze(model: Any, weight_format: str | None, activations: str) -> Any:
-    """See `tfmot_ternary.freeze.freeze`."""
+    """See `tfmot_ternary.freezing.freeze`."""
     layers = list(model._flatten_layers())
     if not any(_is_quantized(layer) for layer in layers):
         state = "frozen already"

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmot_ternary import model_file, tflite_buffers
-from tfmot_ternary.freeze import freeze
+from tfmot_ternary.freezing import freeze
 from tfmot_ternary.packed_layers import PackedLayer
 from tfmot_ternary.tflite_buffers import align_packed_buffers
 

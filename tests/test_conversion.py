@@ -12,8 +12,8 @@ import tf_keras
 
 import tfmot_ternary as tt
 from tfmot_ternary import keras3, model_file, packing, runtime
-from tfmot_ternary.convert import align_packed_buffers, convert, convert_functions
-from tfmot_ternary.freeze import freeze
+from tfmot_ternary.conversion import align_packed_buffers, convert, convert_functions
+from tfmot_ternary.freezing import freeze
 from tfmot_ternary.keras3_structure import nested_layers
 from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
 

@@ -16,7 +16,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 
 from tfmot_ternary import keras3, packing
-from tfmot_ternary.freeze import freeze
+from tfmot_ternary.freezing import freeze
 from tfmot_ternary.keras3_structure import nested_layers
 from tfmot_ternary.packed_layers import PackedLayer
 from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
@@ -111,10 +111,10 @@ def test_no_float_kernel_remains():
 
 
 def test_the_float_kernel_is_released():
-    from tfmot_ternary import freeze_keras3
+    from tfmot_ternary import freezing_keras3
 
     kernels = []
-    original = freeze_keras3.clone
+    original = freezing_keras3.clone
 
     def watched_clone(model):
         cloned = original(model)
@@ -123,11 +123,11 @@ def test_the_float_kernel_is_released():
 
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5), keras.layers.Dense(4)])
     model = keras3.quantize(model, TernaryScheme())
-    freeze_keras3.clone = watched_clone
+    freezing_keras3.clone = watched_clone
     try:
         frozen = freeze(model)
     finally:
-        freeze_keras3.clone = original
+        freezing_keras3.clone = original
     gc.collect()
     assert len(kernels) == 2
     assert [reference() for reference in kernels] == [None, None]
@@ -268,9 +268,11 @@ def inputs_of(model):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("make", [cnn, attention])
-def test_tf_keras_predictions(name, make):
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [*((cnn, name) for name in SCHEMES), (attention, "channel"), (attention, "groups")],
+)
+def test_tf_keras_predictions(make, name):
     model = quantize_tf_keras(trained(make()), SCHEMES[name])
     inputs = inputs_of(model)
     expected = model.predict(inputs, verbose=0)
@@ -317,7 +319,7 @@ def test_a_shared_output_is_not_folded():
 
 @pytest.mark.parametrize(
     ("make", "suffix"),  # "" is a SavedModel
-    [(cnn, ".keras"), (cnn, ".h5"), (cnn, ""), (attention, ".keras"), (attention, ".h5")],
+    [(cnn, ".h5"), (cnn, ""), (attention, ".keras"), (attention, ".h5")],
 )
 def test_tf_keras_save_and_load(make, suffix, tmp_path):
     frozen = freeze(quantize_tf_keras(trained(make()), TernaryScheme(group_size=32)), "t5")
