@@ -40,8 +40,8 @@ test-bazel: system-test
 	bazel build $(BAZEL_CONFIG) //...
 	bazel test $(BAZEL_CONFIG) //...
 
-# Debian's Bazel comes without a network: its rule sets are found on the disk (see .bazelrc).
-BAZEL_CONFIG ?= $(if $(wildcard /usr/share/bazel-platforms /usr/share/bazel/platforms),--config=debian)
+# Debian's Bazel finds its rule sets on the disk; any other fetches them (see .bazelrc).
+BAZEL_CONFIG ?= $(shell test -d /usr/share/bazel/tools/platforms && echo --config=offline)
 
 bench: lib  ## our operators against LiteRT's builtin ones
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -368,5 +368,14 @@ def test_what_cannot_be_converted():
 
     with pytest.raises(ValueError, match="operations that TF Lite has, got BesselI0"):
         convert_functions({"f": unknown})
+    recurrent = keras.Sequential(
+        [keras.Input((5, 3)), keras.layers.GRU(4), keras.layers.Dense(2, name="head")]
+    )
+    with pytest.warns(UserWarning, match="left in float"):
+        recurrent = freeze(keras3.quantize(recurrent, TernaryScheme()))
+    with pytest.raises(ValueError, match=r"fix them \(batch_size\)"):
+        convert(recurrent)
+    x = np.random.default_rng(6).standard_normal((2, 5, 3)).astype(np.float32)
+    check(convert(recurrent, batch_size=2), [x], [np.asarray(recurrent(x))])
     with pytest.raises(ValueError, match="bytes of a .tflite file"):
         align_packed_buffers(b"not a model at all")

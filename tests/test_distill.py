@@ -210,3 +210,21 @@ def test_flavours_do_not_mix() -> None:
     models = [_classifier(importlib.import_module(name), 4) for name in FLAVOURS]
     with pytest.raises(TypeError, match="got a keras student and a tf_keras teacher"):
         distill.Distiller(*models)
+
+
+def test_student_quantized_by_tfmot() -> None:
+    import tensorflow_model_optimization as tfmot
+
+    from tfmot_ternary import scheme
+
+    keras = importlib.import_module("tf_keras")
+    keras.utils.set_random_seed(SEED)
+    x = np.random.default_rng(SEED).normal(size=(256, 8)).astype(np.float32)
+    teacher = _classifier(keras, 32, "softmax")
+    annotated = tfmot.quantization.keras.quantize_annotate_model(teacher)
+    student = tfmot.quantization.keras.quantize_apply(annotated, scheme.TernaryScheme())
+    distiller = distill.Distiller(student, teacher, alpha=1.0)
+    assert not distiller.from_logits
+    distiller.compile(keras.optimizers.Adam(5e-3))
+    losses = distiller.fit(x, np.zeros(256), epochs=8, batch_size=32, verbose=0).history["loss"]
+    assert losses[-1] < 0.7 * losses[0]

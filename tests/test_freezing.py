@@ -18,7 +18,7 @@ import tf_keras
 from tfmot_ternary import keras3, packing
 from tfmot_ternary.freezing import freeze
 from tfmot_ternary.keras3_structure import nested_layers
-from tfmot_ternary.packed_layers import PackedLayer
+from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
 
 SCHEMES = {

@@ -102,7 +102,7 @@ def test_device_side_imports_no_tensorflow(module):
 def test_public_names_resolve():
     """Also after every submodule was imported: a submodule must not hide a public function."""
     import tfmot_ternary.conversion
-    import tfmot_ternary.freezing  # noqa: F401
+    import tfmot_ternary.freezing
 
     for name in tfmot_ternary.__all__:
         value = getattr(tfmot_ternary, name)

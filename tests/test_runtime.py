@@ -101,6 +101,18 @@ def test_not_a_tflite_file(backend, model, tmp_path):
         runtime.make_interpreter(model[:8] + b"\xff" * 200, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["litert", "tf"])
+def test_a_file_without_subgraphs(backend, tmp_path):
+    """Passes the runtimes' verification, and would crash them."""
+    builder = ModelBuilder()
+    builder.model.subgraphs = None
+    path = tmp_path / "empty.tflite"
+    path.write_bytes(builder.build())
+    for given in (path, path.read_bytes()):
+        with pytest.raises(ValueError, match="with subgraphs, got none"):
+            runtime.make_interpreter(given, backend=backend)
+
+
 def test_edited_models_never_crash(model):
     """Random bytes changed, away from the constants: an error with words, or a model that runs.
 
@@ -112,7 +124,7 @@ import numpy as np
 from tfmot_ternary import runtime
 model = sys.stdin.buffer.read()
 rng = np.random.default_rng(43)
-for _ in range(300):
+for _ in range(2000):
     edited = bytearray(model)
     for place in rng.integers(0, len(model), rng.integers(1, 4)):
         edited[place] = rng.integers(256)

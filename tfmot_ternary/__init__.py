@@ -1,7 +1,8 @@
 """Ternary and binary neural networks for the TensorFlow Model Optimization toolkit.
 
-The public names are re-exported lazily (PEP 562), so that importing one submodule never drags in what the
-others need: `tfmot_ternary.runtime` runs on a device that has NumPy, an interpreter and our shared library.
+The public names are re-exported lazily (PEP 562), so that importing one submodule never drags in
+what the others need: `tfmot_ternary.runtime` runs on a device that has NumPy, an interpreter and
+our shared library.
 """
 
 from __future__ import annotations

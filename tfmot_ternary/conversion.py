@@ -9,15 +9,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.lite.python import convert_phase
 
 from tfmot_ternary import model_file, tflite_buffers
 from tfmot_ternary.freezing import freeze
-from tfmot_ternary.packed_layers import PackedLayer
+from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.tflite_buffers import align_packed_buffers
 
 __all__ = ["align_packed_buffers", "convert", "convert_functions"]
 
 OPERATOR_PREFIX = "tfmot_ternary."
+# The converter's messages quote call stacks; the reason is at the start.
+MESSAGE_LENGTH = 1000
 
 
 def convert(
@@ -27,6 +30,7 @@ def convert(
     weight_format: str | None = None,
     activations: str = "int8",
     signature: str = "serving_default",
+    batch_size: int | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> bytes:
     """Converts a quantized or frozen model to TF Lite.
@@ -39,6 +43,8 @@ def convert(
         the remaining float layers in 8 bits. Packed weights and their scales are never changed.
       weight_format, activations: see `freeze`; for a model that is not frozen yet.
       signature: name of the signature; its inputs and outputs have the names of the model's.
+      batch_size: fixes the first dimension of the inputs; None leaves it to the interpreter, which
+        some layers (RNNs) cannot.
       path: where to write the file as well; it appears under this name only when it is whole.
 
     Returns:
@@ -51,7 +57,7 @@ def convert(
     """
     if not any(isinstance(layer, PackedLayer) for layer in _all_layers(model)):
         model = freeze(model, weight_format, activations)
-    content = convert_functions({signature: _serving_function(model)}, optimizations)
+    content = convert_functions({signature: _serving_function(model, batch_size)}, optimizations)
     if path is not None:
         model_file.write_atomically(path, content)
     return content
@@ -93,7 +99,14 @@ def convert_functions(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(concrete))
         converter.allow_custom_ops = True
         converter.optimizations = list(optimizations or [])
-        content = converter.convert()
+        try:
+            content = converter.convert()
+        except convert_phase.ConverterError as error:
+            raise ValueError(
+                "expected operations and shapes that TF Lite has, got an error of its converter; "
+                "where it is about shapes, fix them (batch_size): "
+                f"{str(error)[:MESSAGE_LENGTH]}"
+            ) from error
     _check_operators(content)
     return tflite_buffers.align_packed_buffers(content)
 
@@ -131,7 +144,7 @@ def _all_layers(model: Any) -> list[Any]:
     )
 
 
-def _serving_function(model: Any) -> Any:
+def _serving_function(model: Any, batch_size: int | None) -> Any:
     """The model's forward pass with named inputs and outputs."""
     inputs = getattr(model, "inputs", None)
     if not inputs or not getattr(model, "outputs", None):
@@ -140,7 +153,7 @@ def _serving_function(model: Any) -> Any:
             f"{model.name!r} without inputs; convert a traced function of it with convert_functions"
         )
     specs = [
-        tf.TensorSpec(tensor.shape, tensor.dtype, name=_identifier(tensor.name))
+        tf.TensorSpec(_shape(tensor, batch_size), tensor.dtype, name=_identifier(tensor.name))
         for tensor in inputs
     ]
     names = _output_names(model)
@@ -153,6 +166,11 @@ def _serving_function(model: Any) -> Any:
         return dict(zip(names, tf.nest.flatten(outputs), strict=True))
 
     return tf.function(serve, input_signature=specs, autograph=False)
+
+
+def _shape(tensor: Any, batch_size: int | None) -> list[int | None]:
+    dims = list(tensor.shape)
+    return dims if batch_size is None else [batch_size, *dims[1:]]
 
 
 def _output_names(model: Any) -> list[str]:

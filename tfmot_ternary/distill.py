@@ -237,7 +237,7 @@ def _distiller_class(flavour: str) -> type:
 
         def _task_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             """The task's loss and the student's regularization losses."""
-            if self.loss is None:
+            if not self.loss:  # tf_keras keeps an empty dict for no loss
                 raise ValueError(
                     f"expected a task loss, as alpha is {self.alpha} (< 1), got none; give "
                     "compile(loss=...), or alpha=1.0 to learn from the teacher alone"

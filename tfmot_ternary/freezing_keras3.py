@@ -18,7 +18,8 @@ from tfmot_ternary.keras3_structure import (
     nested_layers,
     require_tensorflow,
 )
-from tfmot_ternary.packed_layers import PackedLayer, pack_in_place
+from tfmot_ternary.packed_layer import PackedLayer
+from tfmot_ternary.packed_layers import pack_in_place
 from tfmot_ternary.packing import PackedWeights, row_bytes, scale_shape
 
 __all__ = ["FrozenModel", "freeze"]
@@ -49,6 +50,7 @@ class FrozenModel(RestructuredModel):
                 kernel_layout=layout,
                 activations=config["activations"],
             )
+        model.jit_compile = False  # see `packed_layers.pack_in_place`
 
 
 keras.saving.register_keras_serializable("tfmot_ternary")(FrozenModel)
@@ -87,6 +89,7 @@ def freeze(model: keras.Model, weight_format: str | None, activations: str) -> k
                 }
             )
         _copy_own_variables(source, target, left_out)
+    frozen.jit_compile = False  # a task has compiled itself before its layers were packed
     return FrozenModel.adopt(frozen, Structure(float_config(model), configs))
 
 

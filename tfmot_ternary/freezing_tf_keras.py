@@ -11,7 +11,7 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tfmot_ternary.attention import QuantizedMultiHeadAttention
 from tfmot_ternary.folding import Tail, fold_batch_normalization, followers, relu_name, tail_of
 from tfmot_ternary.freezing import pack_kernel
-from tfmot_ternary.packed_layers import PackedLayer
+from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.packed_tf_keras import (
     PROJECTIONS,
     PackedMultiHeadAttention,

@@ -25,6 +25,8 @@ _ERRORS: dict[str, type[Exception]] = {
     "ImportError": ImportError,
     "ValueError": ValueError,
 }
+# Small models take milliseconds: their medians need more than a handful of them.
+_SECONDS = 1.0
 # Backend -> the module that loads the interpreter's libraries.
 _INTERPRETER_MODULES = {
     "litert": "ai_edge_litert.interpreter",
@@ -50,7 +52,7 @@ class Measurement:
       file_bytes: size of the `.tflite`.
       num_threads: threads of the interpreter; None: its default.
       backend: "litert" or "tf", or None: the default.
-      repeats: measured prefills and generations.
+      repeats: measured prefills and generations; at least as many as asked for.
     """
 
     load_seconds: float
@@ -83,7 +85,8 @@ def measure(
     Args:
       path: a file written by `vlm.convert_causal_lm`.
       num_threads, backend: as for `Generator`.
-      repeats: prefills and generations to measure, at least 1.
+      repeats: prefills and generations to measure, at least 1; small models are measured for a
+        second in all, which makes more.
       decode_steps: tokens decoded per generation, fewer where the context ends.
 
     Raises:
@@ -161,7 +164,9 @@ def _measure_here(
     logits, cache = generator.prefill(prompt, image)
     first_token_seconds = time.perf_counter() - start
     prefills, decodes = [], []
-    for repeat in range(repeats):
+    begin = time.perf_counter()
+    repeat = 0
+    while repeat < repeats or time.perf_counter() - begin < _SECONDS:
         start = time.perf_counter()
         logits, cache = generator.prefill(prompt, image)
         prefills.append(time.perf_counter() - start)
@@ -171,6 +176,7 @@ def _measure_here(
             # The first step ever prepares the decode graph, as the first prefill did its own.
             if repeat or step:
                 decodes.append(time.perf_counter() - start)
+        repeat += 1
     prefill, decode = float(np.median(prefills)), _median(decodes)
     return Measurement(
         load_seconds=load_seconds,
@@ -185,7 +191,7 @@ def _measure_here(
         file_bytes=os.path.getsize(path),
         num_threads=num_threads,
         backend=backend,
-        repeats=repeats,
+        repeats=repeat,
     )
 
 

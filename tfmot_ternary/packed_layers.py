@@ -15,160 +15,10 @@ import tensorflow as tf
 
 from tfmot_ternary import ops
 from tfmot_ternary.kernel_layout import KernelLayout
-from tfmot_ternary.packing import FORMATS, GroupSize, PackedWeights, row_bytes, scale_shape
+from tfmot_ternary.packed_layer import PackedLayer, is_keras_class, layer_class_of
+from tfmot_ternary.packing import PackedWeights
 
-__all__ = ["PackedLayer", "pack_in_place", "packed_class"]
-
-
-class PackedLayer:
-    """Mixed into a layer class: packed weights in place of its kernel or table.
-
-    Attributes:
-      kernel_layout: how the float kernel became W[n, k].
-      weight_format: "t2", "t5" or "b1".
-      group_size: None (one scale per output), "tensor" or inputs per scale.
-      activations: "int8" or "float32", what the operator multiplies.
-      packed: variable uint8 [n, row_bytes(k)].
-      scales: variable float32 of shape `packing.scale_shape(n, k, group_size)`.
-    """
-
-    kernel_layout: KernelLayout
-    weight_format: str
-    group_size: GroupSize
-    activations: str
-    packed: Any
-    scales: Any
-    changed_from: type
-    bias: Any
-    activation: Any
-    compute_dtype: str
-
-    def __init__(self, *args: Any, packing: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if packing is None:
-            raise ValueError(
-                f"expected the argument `packing` of {type(self).__name__}, which tells layout and "
-                "format, got None; packed layers are made by tfmot_ternary.freeze"
-            )
-        self._set_packing(**packing)
-
-    def _set_packing(
-        self,
-        kernel_layout: KernelLayout | dict[str, Any],
-        weight_format: str,
-        group_size: GroupSize,
-        activations: str,
-        bias_shape: Any = None,
-    ) -> None:
-        if isinstance(kernel_layout, dict):
-            kernel_layout = KernelLayout.from_config(kernel_layout)
-        if weight_format not in FORMATS:
-            raise ValueError(
-                f"expected weight_format out of {sorted(FORMATS)}, got {weight_format!r}"
-            )
-        if activations not in ops.ACTIVATION_TYPES:
-            raise ValueError(
-                f"expected activations out of {ops.ACTIVATION_TYPES}, got {activations!r}"
-            )
-        self.kernel_layout = kernel_layout
-        self.weight_format = weight_format
-        self.group_size = group_size
-        self.activations = activations
-        self.bias_shape = None if bias_shape is None else tuple(bias_shape)
-
-    def _add_packed_weights(self) -> None:
-        layout = self.kernel_layout
-        shapes = {
-            "packed": ((layout.n, row_bytes(layout.k, self.weight_format)), "uint8"),
-            "scales": (scale_shape(layout.n, layout.k, self.group_size), "float32"),
-        }
-        # Scales stay float32 under a mixed precision policy; each Keras has its own word for that.
-        keras3 = _layer_class(type(self)).__module__.startswith("keras.")
-        no_autocast = {"autocast" if keras3 else "experimental_autocast": False}
-        for name, (shape, dtype) in shapes.items():
-            variable = self.add_weight(  # type: ignore[attr-defined]
-                name=name,
-                shape=shape,
-                dtype=dtype,
-                initializer="zeros",
-                trainable=False,
-                **no_autocast,
-            )
-            setattr(self, name, variable)
-
-    def build(self, input_shape: Any) -> None:
-        """Adds packed weights and bias (tf_keras; a Keras 3 layer is built before it is packed)."""
-        del input_shape  # the layout has all shapes
-        self._add_packed_weights()
-        if self.bias_shape is not None:
-            self.bias = self.add_weight(name="bias", shape=self.bias_shape, initializer="zeros")  # type: ignore[attr-defined]
-        else:
-            self.bias = None
-        self.built = True
-
-    @property
-    def packed_weights(self) -> PackedWeights:
-        """The weights as NumPy arrays."""
-        return PackedWeights(
-            tf.convert_to_tensor(self.packed).numpy(),
-            tf.convert_to_tensor(self.scales).numpy(),
-            self.kernel_layout.k,
-            self.weight_format,
-            self.group_size,
-        )
-
-    def set_packed_weights(self, weights: PackedWeights) -> None:
-        """Assigns codes and scales; format and shape must be those of the layer."""
-        if weights.weight_format != self.weight_format or weights.group_size != self.group_size:
-            raise ValueError(
-                f"expected weights of format {self.weight_format}, group_size {self.group_size!r}, "
-                f"got {weights.weight_format}, {weights.group_size!r}"
-            )
-        self.packed.assign(weights.packed)
-        self.scales.assign(weights.scales)
-
-    def unpacked(self) -> tf.Tensor:
-        """The dequantized kernel, float32 of the float kernel's shape, by the operator `unpack`."""
-        matrix = ops.unpack(
-            self.packed, self.scales, k=self.kernel_layout.k, **self._matrix_options
-        )
-        return tf.cast(self.kernel_layout.from_matrix(matrix), self.compute_dtype)
-
-    @property
-    def _matrix_options(self) -> dict[str, Any]:
-        group_size = self.group_size if isinstance(self.group_size, int) else 0
-        return {"weight_format": self.weight_format, "group_size": group_size}
-
-    def _product_options(self, activation: str) -> dict[str, Any]:
-        return {
-            **self._matrix_options,
-            "activation": activation,
-            "activations": self.activations,
-        }
-
-    def get_config(self) -> dict[str, Any]:
-        """The base layer's config and `packing`."""
-        config = super().get_config()  # type: ignore[misc]
-        config["packing"] = {
-            "kernel_layout": self.kernel_layout.get_config(),
-            "weight_format": self.weight_format,
-            "group_size": self.group_size,
-            "activations": self.activations,
-            "bias_shape": None if self.bias_shape is None else list(self.bias_shape),
-        }
-        return config
-
-    # Base classes of Keras 3 save `kernel` under keys of their own: go by the variables instead.
-
-    def save_own_variables(self, store: Any) -> None:
-        _layer_class(type(self)).save_own_variables(self, store)
-
-    def load_own_variables(self, store: Any) -> None:
-        _layer_class(type(self)).load_own_variables(self, store)
-
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Keras' own integer quantization passes over this layer (it warns and goes on)."""
-        raise NotImplementedError(f"{self.name!r} is packed by tfmot_ternary already")  # type: ignore[attr-defined]
+__all__ = ["pack_in_place", "packed_class"]
 
 
 class PackedKernel(PackedLayer):
@@ -316,7 +166,9 @@ def packed_class(base: type) -> type:
     Raises:
       TypeError: the class has no packed form.
     """
-    form = next((_FORMS[c.__name__] for c in base.__mro__ if _is_keras(c, tuple(_FORMS))), None)
+    form = next(
+        (_FORMS[c.__name__] for c in base.__mro__ if is_keras_class(c, tuple(_FORMS))), None
+    )
     if form is None:
         raise TypeError(
             f"expected a subclass of {', '.join(_FORMS)} of tf_keras or Keras 3, got "
@@ -325,7 +177,7 @@ def packed_class(base: type) -> type:
     members: dict[str, Any] = {"__module__": __name__, "changed_from": base}
     if hasattr(base, "equation") or base.__name__ == "EinsumDense":
         # The base class keeps its output shape from a build that a packed layer does not run.
-        members["compute_output_shape"] = _layer_class(base).compute_output_shape
+        members["compute_output_shape"] = layer_class_of(base).compute_output_shape
     return type(f"Packed{base.__name__}", (form, base), members)
 
 
@@ -343,7 +195,7 @@ def pack_in_place(layer: Any, base: type, weights: PackedWeights, **packing: Any
             layer._untrack_variable(variable)
             # `del layer._kernel`, which also ends TensorFlow's tracking, but without the garbage
             # collection that Keras runs for each variable.
-            super(_layer_class(type(layer)), layer).__delattr__(name)
+            super(layer_class_of(type(layer)), layer).__delattr__(name)
             setattr(layer, name, None)
     layer.__class__ = packed_class(base)
     layer._set_packing(
@@ -357,19 +209,10 @@ def pack_in_place(layer: Any, base: type, weights: PackedWeights, **packing: Any
     layer.supports_jit = False
 
 
-def _layer_class(cls: type) -> Any:
-    """The class `Layer` of the Keras version that `cls` belongs to."""
-    return next(c for c in cls.__mro__ if _is_keras(c, ("Layer",)))
-
-
-def _is_keras(cls: type, names: tuple[str, ...]) -> bool:
-    return cls.__name__ in names and cls.__module__.split(".")[0] in ("keras", "tf_keras")
-
-
 def _has_own_call(cls: type, names: tuple[str, ...]) -> bool:
     """Whether `call` comes from Keras' own class: then the operator computes what it would."""
     owner = next(c for c in cls.__mro__ if "call" in c.__dict__ and not issubclass(c, PackedLayer))
-    return _is_keras(owner, names)
+    return is_keras_class(owner, names)
 
 
 def _fused_activation(activation: Any) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import io
 import os
 import pathlib
-from typing import Any
+import struct
+from typing import Any, BinaryIO
 
 __all__ = ["BACKENDS", "REGISTRATIONS", "make_interpreter", "ops_library"]
 
@@ -24,6 +26,7 @@ REGISTER_SYMBOL = "TfmotTernaryRegisterOps"
 # Every .tflite file has this at byte 4, after the offset of its root table.
 FILE_IDENTIFIER = b"TFL3"
 SMALLEST_FILE = 16
+SUBGRAPHS_FIELD = 2  # of the root table
 
 PACKAGES = {"litert": "ai_edge_litert", "tf": "tensorflow"}
 
@@ -149,7 +152,7 @@ def _check_model(model: Any) -> dict[str, Any]:
     """The interpreter's argument for the model; raises unless it starts like a .tflite file."""
     if isinstance(model, (bytes, bytearray, memoryview)):
         content = bytes(model)
-        _check_start(content[:SMALLEST_FILE], len(content), _describe(model))
+        _check_start(io.BytesIO(content), len(content), _describe(model))
         return {"model_content": content}
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"expected the model as a path or as bytes, got {type(model).__name__}")
@@ -159,17 +162,34 @@ def _check_model(model: Any) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"expected a .tflite file at {str(path)!r}, got no file")
     with path.open("rb") as file:
-        _check_start(file.read(SMALLEST_FILE), path.stat().st_size, _describe(model))
+        _check_start(file, path.stat().st_size, _describe(model))
     return {"model_path": str(path)}
 
 
-def _check_start(start: bytes, size: int, name: str) -> None:
+def _check_start(file: BinaryIO, size: int, name: str) -> None:
+    """Checks the beginning and the root table: both runtimes verify the rest, but crash where the
+    root table is whole and has no subgraphs."""
+
+    def read(place: int, layout: str) -> int:
+        if place < 0 or place + struct.calcsize(layout) > size:
+            raise ValueError(f"expected a whole .tflite file, got one that is damaged: {name}")
+        file.seek(place)
+        return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
+
     if size < SMALLEST_FILE:
         raise ValueError(f"expected a whole .tflite file, got {size} bytes: {name}")
-    if start[4:8] != FILE_IDENTIFIER:
+    identifier = read(4, "4s")
+    if identifier != FILE_IDENTIFIER:
         raise ValueError(
-            f"expected a .tflite file ({FILE_IDENTIFIER!r} at byte 4), got {start[4:8]!r}: {name}"
+            f"expected a .tflite file ({FILE_IDENTIFIER!r} at byte 4), got {identifier!r}: {name}"
         )
+    # A FlatBuffer: the root table begins with the way back to its list of field offsets, which
+    # begins with its own size.
+    root = read(0, "<I")
+    fields = root - read(root, "<i")
+    entry = 4 + 2 * SUBGRAPHS_FIELD
+    if read(fields, "<H") < entry + 2 or read(fields + entry, "<H") == 0:
+        raise ValueError(f"expected a .tflite file with subgraphs, got none: {name}")
 
 
 def _check_num_threads(num_threads: Any) -> None:

@@ -76,6 +76,7 @@ struct T2Codec {
     return _mm512_and_si512(shifted, _mm512_set1_epi8(3));
   }
   static constexpr int Accumulator(int f) { return f; }
+  static constexpr int Shift(int f) { return 2 * f; }
   static TFMOT_TERNARY_AVX512_INLINE __m512i Total(const __m512i* acc) {
     // Multiples of 4^f: the shifts drop zeros only.
     __m512i total = _mm512_add_epi32(acc[2], _mm512_srai_epi32(acc[3], 2));
@@ -107,6 +108,7 @@ struct B1Codec {
     return _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(block.low, bit), _mm512_set1_epi8(2));
   }
   static constexpr int Accumulator(int f) { return f % 4; }
+  static constexpr int Shift(int f) { return f % 4; }
   static TFMOT_TERNARY_AVX512_INLINE __m512i Total(const __m512i* acc) {
     __m512i total = _mm512_add_epi32(acc[2], _mm512_srai_epi32(acc[3], 1));
     total = _mm512_add_epi32(acc[1], _mm512_srai_epi32(total, 1));
@@ -148,6 +150,7 @@ struct T5Codec {
     return _mm512_and_si512(shifted, _mm512_set1_epi8(3));
   }
   static constexpr int Accumulator(int f) { return f; }
+  static constexpr int Shift(int f) { return 2 * f; }  // of fields 0 to 3
   static TFMOT_TERNARY_AVX512_INLINE __m512i Total(const __m512i* acc) {
     // A multiple of 81 divides by multiplication with the inverse of 81 modulo 2^32.
     constexpr uint32_t kInverse = 0x781948b1u;
@@ -194,6 +197,28 @@ TFMOT_TERNARY_AVX512_INLINE void Transpose16(__m512i* a, __m512i* b) {
   }
 }
 
+// Loads `size` bytes (0 < size <= 64) of each of 16 rows and turns them: columns[d] holds dword d
+// of every row. Packed bytes are turned before they are decoded: one column then gives, field by
+// field, four weights of every row.
+TFMOT_TERNARY_AVX512_INLINE void LoadColumns(const uint8_t* const* rows, int64_t offset,
+                                             int64_t size, __m512i* columns) {
+  __m512i bytes[16];
+  if (size == kBlockBytes) {
+    for (int r = 0; r < 16; ++r) bytes[r] = Load(rows[r] + offset);
+  } else {
+    for (int r = 0; r < 16; ++r) bytes[r] = LoadPart(rows[r] + offset, size);
+  }
+  Transpose16(bytes, columns);
+}
+
+// 16 rows of the tile from `first` on; where the tile ends, its last row again.
+inline void PointToRows(const GemmTile& tile, int first, const uint8_t** rows) {
+  for (int r = 0; r < 16; ++r) {
+    const int row = first + r < tile.row_count ? first + r : tile.row_count - 1;
+    rows[r] = tile.rows + row * tile.row_bytes;
+  }
+}
+
 // Weights of a row that DecodePiece handles at once: whole blocks of the format and whole groups.
 template <class Codec>
 constexpr int64_t kPieceWeights = Codec::kFormat == Format::kT5 ? 1280 : 1024;
@@ -201,32 +226,28 @@ constexpr int64_t kPieceWeights = Codec::kFormat == Format::kT5 ? 1280 : 1024;
 // Bytes from one decoded row to the next: a short block is stored 64 bytes at a time.
 constexpr int64_t kDecodedStride = 1280 + 64;
 
-// Rows decoded together, as many as a vector has 32-bit lanes.
-constexpr int kDecodedRows = 16;
-
+// Stores the digits of field f and of those after it, `step` bytes apart.
 template <class Codec, int f>
-struct StoreDigits {
-  static TFMOT_TERNARY_AVX512_INLINE void Run(const typename Codec::Block& block, int64_t size,
-                                              uint8_t* out) {
-    if constexpr (f < Codec::kFields) {
-      _mm512_storeu_si512(out + f * size, Codec::template Digits<f>(block));
-      StoreDigits<Codec, f + 1>::Run(block, size, out);
-    }
+TFMOT_TERNARY_AVX512_INLINE void StoreFields(const typename Codec::Block& block, int64_t step,
+                                             uint8_t* out) {
+  if constexpr (f < Codec::kFields) {
+    _mm512_storeu_si512(out + f * step, Codec::template Digits<f>(block));
+    StoreFields<Codec, f + 1>(block, step, out);
   }
-};
+}
 
 // Writes weight + 1 for `count` <= kPieceWeights weights; touches out[0, count + 63].
 template <class Codec>
 TFMOT_TERNARY_AVX512_INLINE void DecodePiece(const uint8_t* row, int64_t count, uint8_t* out) {
   constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
   for (; count >= kBlockWeights; count -= kBlockWeights) {
-    StoreDigits<Codec, 0>::Run(Codec::MakeBlock(Load(row)), kBlockBytes, out);
+    StoreFields<Codec, 0>(Codec::MakeBlock(Load(row)), kBlockBytes, out);
     row += kBlockBytes;
     out += kBlockWeights;
   }
   if (count > 0) {
     const int64_t size = ShortBlockBytes(Codec::kFormat, count);
-    StoreDigits<Codec, 0>::Run(Codec::MakeBlock(LoadPart(row, size)), size, out);
+    StoreFields<Codec, 0>(Codec::MakeBlock(LoadPart(row, size)), size, out);
   }
 }
 

@@ -1,7 +1,8 @@
 // AVX-512 VNNI kernels for few rows of x: weights are read once, in place.
 #if defined(__x86_64__)
 
-#include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "custom_ops/kernels/avx512.h"
 
@@ -129,167 +130,142 @@ TFMOT_TERNARY_AVX512 void MultiplyOneGroup(const GemmTile& tile, const GemmInput
   if (i < input.m) MultiplyOneRow<Codec>(tile, input, i, acc + i * kTileRows);
 }
 
-// 16 rows of W, one accumulator each. Recursion over the rows unrolls for certain: an accumulator
-// that gcc finds indexed by a loop stays in memory.
-template <int r>
-struct Sixteen {
-  using Next = Sixteen<r + 1>;
+TFMOT_TERNARY_AVX512_INLINE __m512i Broadcast4(const int8_t* q) {
+  int32_t four;
+  std::memcpy(&four, q, sizeof(four));
+  return _mm512_set1_epi32(four);
+}
 
-  static TFMOT_TERNARY_AVX512_INLINE void Clear(__m512i* acc) {
-    if constexpr (r < kDecodedRows) {
-      acc[r] = _mm512_setzero_si512();
-      Next::Clear(acc);
-    }
+// The sums of one field over half of a full block, dwords [d, end); two accumulators, so that no
+// product waits for the one before it.
+template <class Codec, int f, int d, int end>
+TFMOT_TERNARY_AVX512_INLINE void AddColumns(const __m512i* columns, const int8_t* q, __m512i* even,
+                                            __m512i* odd) {
+  if constexpr (d < end) {
+    const typename Codec::Block block = Codec::MakeBlock(columns[d]);
+    DotBytes(Codec::template Field<f>(block), Broadcast4(q + d * 4), d % 2 == 0 ? even : odd);
+    AddColumns<Codec, f, d + 1, end>(columns, q, even, odd);
   }
+}
 
-  // One run of 64 decoded weights of each row.
-  static TFMOT_TERNARY_AVX512_INLINE void AddDecoded(const uint8_t* codes, __m512i q,
-                                                     __m512i* acc) {
-    if constexpr (r < kDecodedRows) {
-      DotBytes(Load(codes), q, &acc[r]);
-      Next::AddDecoded(codes + kDecodedStride, q, acc);
-    }
+// t5, columns [d, end): adds the products of field 4 and leaves the pairs of the other fields, as
+// t2 has them, in the column.
+template <int d, int end>
+TFMOT_TERNARY_AVX512_INLINE void SplitColumns(__m512i* columns, const int8_t* q, __m512i* even,
+                                              __m512i* odd) {
+  if constexpr (d < end) {
+    const T5Codec::Block block = T5Codec::MakeBlock(columns[d]);
+    DotBytes(T5Codec::Digits<4>(block), Broadcast4(q + d * 4), d % 2 == 0 ? even : odd);
+    columns[d] = block.pairs;
+    SplitColumns<d + 1, end>(columns, q, even, odd);
   }
+}
 
-  // Fields [f, end) of one block of each row; q: their runs of activations.
-  template <class Codec, int f, int end>
-  static TFMOT_TERNARY_AVX512_INLINE void AddFields(const typename Codec::Block& block,
-                                                    const __m512i* q, __m512i* acc) {
-    if constexpr (f < end) {
-      DotBytes(Codec::template Digits<f>(block), *q, &acc[r]);
-      AddFields<Codec, f + 1, end>(block, q + 1, acc);
-    }
+// halves[f]: the sums of code * q over the first and the last 32 weights of field f.
+template <class Codec, int f>
+TFMOT_TERNARY_AVX512_INLINE void SumFields(const __m512i* columns, const int8_t* q,
+                                           __m512i (*halves)[2]) {
+  if constexpr (f < (Codec::kFields == 5 ? 4 : Codec::kFields)) {
+    // The pairs of t5 are masked like t2.
+    using Fields = typename std::conditional<Codec::kFields == 5, T2Codec, Codec>::type;
+    __m512i sums[4];
+    for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+    AddColumns<Fields, f, 0, 8>(columns, q + f * kBlockBytes, &sums[0], &sums[1]);
+    AddColumns<Fields, f, 8, 16>(columns, q + f * kBlockBytes, &sums[2], &sums[3]);
+    halves[f][0] = _mm512_srai_epi32(_mm512_add_epi32(sums[0], sums[1]), Codec::Shift(f));
+    halves[f][1] = _mm512_srai_epi32(_mm512_add_epi32(sums[2], sums[3]), Codec::Shift(f));
+    SumFields<Codec, f + 1>(columns, q, halves);
   }
-  template <class Codec, int first, int end>
-  static TFMOT_TERNARY_AVX512_INLINE void AddPacked(const uint8_t* const* rows, int64_t offset,
-                                                    const __m512i* q, __m512i* acc) {
-    if constexpr (r < kDecodedRows) {
-      __m512i bytes = Load(rows[r] + offset);
-      HoldInRegister(&bytes);
-      AddFields<Codec, first, end>(Codec::MakeBlock(bytes), q, acc);
-      Next::template AddPacked<Codec, first, end>(rows, offset, q, acc);
-    }
+}
+
+template <class Codec>
+TFMOT_TERNARY_AVX512_INLINE void SumBlock(__m512i* columns, const int8_t* q, __m512i (*halves)[2]) {
+  if constexpr (Codec::kFields == 5) {
+    __m512i sums[4];
+    for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+    SplitColumns<0, 8>(columns, q + 4 * kBlockBytes, &sums[0], &sums[1]);
+    SplitColumns<8, 16>(columns, q + 4 * kBlockBytes, &sums[2], &sums[3]);
+    halves[4][0] = _mm512_add_epi32(sums[0], sums[1]);
+    halves[4][1] = _mm512_add_epi32(sums[2], sums[3]);
+  }
+  SumFields<Codec, 0>(columns, q, halves);
+}
+
+// Group sums of 16 rows, in the order of the row.
+struct GroupWriter {
+  const int32_t* sums;  // of q over the groups
+  int32_t* out;
+  int64_t group_size;
+  int64_t filled = 0;  // weights in `pending`
+  __m512i pending;     // the sum of (weight + 1) * q over the group that is under way
+
+  TFMOT_TERNARY_AVX512_INLINE void Store(__m512i total) {
+    _mm512_store_si512(out, _mm512_sub_epi32(total, _mm512_set1_epi32(*sums)));
+    out += kTileRows;
+    ++sums;
+  }
+  // Adds `weights` of them, all of one group.
+  TFMOT_TERNARY_AVX512_INLINE void Add(__m512i total, int64_t weights) {
+    pending = filled == 0 ? total : _mm512_add_epi32(pending, total);
+    filled += weights;
+    if (filled == group_size) Flush();
+  }
+  TFMOT_TERNARY_AVX512_INLINE void Flush() {
+    if (filled > 0) Store(pending);
+    filled = 0;
   }
 };
 
-TFMOT_TERNARY_AVX512_INLINE __m512i SumQuarters4(const __m512i* v) {
-  const __m512i ab =
-      _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
-  const __m512i cd =
-      _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
-  return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-}
-
-TFMOT_TERNARY_AVX512_INLINE __m512i SumNeighbours(__m512i a, __m512i b) {
-  return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
-}
-
-// Stores the sums of 16 accumulators, one for all lanes or, for groups of 32, one for lanes 0 to 7
-// and one (only if it exists) for lanes 8 to 15. Returns the number of groups stored.
-TFMOT_TERNARY_AVX512_INLINE int StoreGroups(const __m512i* acc, bool halves, bool second,
-                                            const int32_t* sums, int32_t* out) {
-  const __m512i front = SumNeighbours(SumQuarters4(acc), SumQuarters4(acc + 4));
-  const __m512i back = SumNeighbours(SumQuarters4(acc + 8), SumQuarters4(acc + 12));
-  const __m512i low = _mm512_shuffle_i32x4(front, back, 0x88);
-  const __m512i high = _mm512_shuffle_i32x4(front, back, 0xdd);
-  if (!halves) {
-    const __m512i both = _mm512_add_epi32(low, high);
-    _mm512_store_si512(out, _mm512_sub_epi32(both, _mm512_set1_epi32(sums[0])));
-    return 1;
-  }
-  _mm512_store_si512(out, _mm512_sub_epi32(low, _mm512_set1_epi32(sums[0])));
-  if (!second) return 1;
-  _mm512_store_si512(out + kTileRows, _mm512_sub_epi32(high, _mm512_set1_epi32(sums[1])));
-  return 2;
-}
-
-// The groups of 16 rows of decoded weights.
-TFMOT_TERNARY_AVX512_INLINE void MultiplyDecoded(const uint8_t* codes, const int8_t* q,
-                                                 int64_t group_size, int64_t count,
-                                                 const int32_t* sums, int32_t* out) {
-  const int64_t runs = group_size == 32 ? 1 : group_size / 64;
-  for (int64_t begin = 0; begin < count;) {
-    __m512i acc[kDecodedRows];
-    Sixteen<0>::Clear(acc);
-    for (int64_t run = 0; run < runs && begin < count; ++run, begin += 64) {
-      Sixteen<0>::AddDecoded(codes + begin, Load(q + begin), acc);
-    }
-    const int stored = StoreGroups(acc, group_size == 32, begin - 32 < count, sums, out);
-    sums += stored;
-    out += stored * kTileRows;
-  }
-}
-
-// The groups of kRuns fields each, from field `first` on, of one full block of 16 rows.
-template <class Codec, int kRuns, int first>
-TFMOT_TERNARY_AVX512_INLINE void MultiplyFields(const uint8_t* const* rows, int64_t offset,
-                                                const int8_t* q, bool halves, const int32_t* sums,
-                                                int32_t* out) {
-  if constexpr (first < Codec::kFields) {
-    __m512i activations[kRuns];
-    for (int i = 0; i < kRuns; ++i) activations[i] = Load(q + i * kBlockBytes);
-    __m512i acc[kDecodedRows];
-    Sixteen<0>::Clear(acc);
-    Sixteen<0>::AddPacked<Codec, first, first + kRuns>(rows, offset, activations, acc);
-    const int stored = StoreGroups(acc, halves, true, sums, out);
-    MultiplyFields<Codec, kRuns, first + kRuns>(rows, offset, q + kRuns * kBlockBytes, halves,
-                                                sums + stored, out + stored * kTileRows);
-  }
-}
-
-// Full blocks of formats whose blocks are whole groups (t2, b1), straight from the packed bytes.
-template <class Codec, int kRuns>
-TFMOT_TERNARY_AVX512_INLINE void MultiplyBlocks(const uint8_t* const* rows, int64_t blocks,
-                                                const int8_t* q, int64_t group_size,
-                                                const int32_t* sums, int32_t* out) {
+// 16 rows of W from `rows` on times one row of x, several groups. The packed bytes are turned in
+// registers, so that a vector holds four bytes of each row and a sum needs no other lane: the size
+// of the groups costs nothing.
+template <class Codec>
+TFMOT_TERNARY_AVX512_INLINE void MultiplyGroupsOneRow(const GemmTile& tile,
+                                                      const uint8_t* const* rows, const int8_t* q,
+                                                      GroupWriter writer) {
   constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
-  const int64_t groups = kBlockWeights / group_size;
-  for (int64_t block = 0; block < blocks; ++block) {
-    MultiplyFields<Codec, kRuns, 0>(rows, block * kBlockBytes, q + block * kBlockWeights,
-                                    group_size == 32, sums + block * groups,
-                                    out + block * groups * kTileRows);
+  int64_t begin = 0;
+  for (; begin + kBlockWeights <= tile.k; begin += kBlockWeights) {
+    __m512i columns[16], halves[Codec::kFields][2];
+    LoadColumns(rows, begin / Codec::kFields, kBlockBytes, columns);
+    SumBlock<Codec>(columns, q + begin, halves);
+    for (const auto& field : halves) {
+      for (int h = 0; h < 2; ++h) {
+        const __m512i doubled = _mm512_add_epi32(field[h], field[h]);
+        writer.Add(Codec::kSumFactor == 2 ? doubled : field[h], 32);
+      }
+    }
   }
+  const int64_t rest = tile.k - begin;
+  if (rest > 0) {
+    const int64_t size = ShortBlockBytes(Codec::kFormat, rest);
+    __m512i columns[16];
+    LoadColumns(rows, begin / Codec::kFields, size, columns);
+    for (int64_t d = 0; d < size / 4; ++d) {
+      StoreFields<Codec, 0>(Codec::MakeBlock(columns[d]), size * 16, tile.scratch + d * 64);
+    }
+    for (int64_t i = 0; i < rest; i += 4) {
+      __m512i sum = _mm512_setzero_si512();
+      DotBytes(_mm512_load_si512(tile.scratch + i * 16), Broadcast4(q + begin + i), &sum);
+      writer.Add(sum, 4);
+    }
+  }
+  writer.Flush();
 }
 
 template <class Codec>
 TFMOT_TERNARY_AVX512 void MultiplyGroups(const GemmTile& tile, const GemmInput& input,
                                          int32_t* acc) {
-  constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
-  constexpr bool kDirect = Codec::kFields != 5;
-  const int64_t direct_weights = kDirect ? tile.k / kBlockWeights * kBlockWeights : 0;
-  for (int first = 0; first < tile.row_count; first += kDecodedRows) {
-    const int count = std::min(kDecodedRows, tile.row_count - first);
-    const uint8_t* rows[kDecodedRows];  // rows that the tile lacks repeat the last one
-    for (int r = 0; r < kDecodedRows; ++r) {
-      rows[r] = tile.rows + (first + std::min(r, count - 1)) * tile.row_bytes;
-    }
-    if constexpr (kDirect) {
-      const int64_t blocks = tile.k / kBlockWeights;
-      for (int64_t i = 0; i < input.m; ++i) {
-        const int8_t* q = input.q + i * input.stride;
-        const int32_t* sums = input.sums + i * tile.groups;
-        int32_t* out = acc + i * tile.groups * kTileRows + first;
-        if (tile.group_size == 256) {
-          MultiplyBlocks<Codec, 4>(rows, blocks, q, tile.group_size, sums, out);
-        } else if (tile.group_size == 128) {
-          MultiplyBlocks<Codec, 2>(rows, blocks, q, tile.group_size, sums, out);
-        } else {
-          MultiplyBlocks<Codec, 1>(rows, blocks, q, tile.group_size, sums, out);
-        }
-      }
-    }
-    for (int64_t begin = direct_weights; begin < tile.k; begin += kPieceWeights<Codec>) {
-      const int64_t weights = std::min(kPieceWeights<Codec>, tile.k - begin);
-      for (int r = 0; r < kDecodedRows; ++r) {
-        DecodePiece<Codec>(rows[r] + begin / Codec::kFields, weights,
-                           tile.scratch + r * kDecodedStride);
-      }
-      const int64_t g = begin / tile.group_size;
-      for (int64_t i = 0; i < input.m; ++i) {
-        MultiplyDecoded(tile.scratch, input.q + i * input.stride + begin, tile.group_size, weights,
-                        input.sums + i * tile.groups + g,
-                        acc + (i * tile.groups + g) * kTileRows + first);
-      }
+  for (int first = 0; first < tile.row_count; first += 16) {
+    const uint8_t* rows[16];
+    PointToRows(tile, first, rows);
+    for (int64_t i = 0; i < input.m; ++i) {
+      GroupWriter writer;
+      writer.sums = input.sums + i * tile.groups;
+      writer.out = acc + i * tile.groups * kTileRows + first;
+      writer.group_size = tile.group_size;
+      writer.pending = _mm512_setzero_si512();
+      MultiplyGroupsOneRow<Codec>(tile, rows, input.q + i * input.stride, writer);
     }
   }
 }
@@ -304,7 +280,8 @@ void Multiply(const GemmTile& tile, const GemmInput& input, int64_t /*group_begi
   }
 }
 
-size_t ScratchBytes(int64_t /*k*/) { return kDecodedRows * kDecodedStride; }
+// A short block, decoded: at most 8 * 60 weights of 16 rows.
+size_t ScratchBytes(int64_t /*k*/) { return 8 * kBlockBytes * 16; }
 
 }  // namespace
 }  // namespace avx512

@@ -15,35 +15,22 @@ namespace {
 constexpr int kHalfRows = kTileRows / 2;  // lanes of a vector
 constexpr int kMaxM = 12;                 // times 2 vectors: 24 accumulators of 32 registers
 
-// 16 rows of 64 bytes, kDecodedStride apart -> 16 vectors of four bytes of every row, the first
-// `count` of which are stored, kTileRows * 4 bytes apart.
-TFMOT_TERNARY_AVX512_INLINE void Transpose(const uint8_t* codes, int count, uint8_t* out) {
-  __m512i rows[16], columns[16];
-  for (int r = 0; r < 16; ++r) rows[r] = Load(codes + r * kDecodedStride);
-  Transpose16(rows, columns);
-  if (count >= 16) {
-    for (int d = 0; d < 16; ++d) _mm512_store_si512(out + d * kTileRows * 4, columns[d]);
-  } else {
-    for (int d = 0; d < count; ++d) _mm512_store_si512(out + d * kTileRows * 4, columns[d]);
-  }
-}
-
 template <class Codec>
 TFMOT_TERNARY_AVX512 void LoadTile(const GemmTile& tile) {
-  alignas(64) uint8_t codes[kDecodedRows * kDecodedStride];
+  constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
   for (int first = 0; first < tile.row_count; first += kHalfRows) {
-    for (int64_t begin = 0; begin < tile.k; begin += kPieceWeights<Codec>) {
-      const int64_t count = std::min(kPieceWeights<Codec>, tile.k - begin);
-      const int64_t offset = begin / (kBlockBytes * Codec::kFields) * kBlockBytes;
-      for (int r = 0; r < kHalfRows; ++r) {
-        // Rows that the tile lacks repeat the last one.
-        const int row = std::min(first + r, tile.row_count - 1);
-        DecodePiece<Codec>(tile.rows + row * tile.row_bytes + offset, count,
-                           codes + r * kDecodedStride);
-      }
-      for (int64_t i = 0; i < count; i += 64) {
-        uint8_t* out = tile.scratch + (begin + i) * kTileRows + first * 4;
-        Transpose(codes + i, static_cast<int>((count - i + 3) / 4), out);
+    const uint8_t* rows[16];
+    PointToRows(tile, first, rows);
+    for (int64_t begin = 0; begin < tile.k; begin += kBlockWeights) {
+      const int64_t rest = tile.k - begin;
+      const int64_t size =
+          rest < kBlockWeights ? ShortBlockBytes(Codec::kFormat, rest) : kBlockBytes;
+      __m512i columns[16];
+      LoadColumns(rows, begin / Codec::kFields, size, columns);
+      uint8_t* out = tile.scratch + begin * kTileRows + first * 4;
+      for (int64_t d = 0; d < size / 4; ++d) {
+        StoreFields<Codec, 0>(Codec::MakeBlock(columns[d]), size * kTileRows,
+                              out + d * kTileRows * 4);
       }
     }
   }
@@ -139,7 +126,8 @@ void Multiply(const GemmTile& tile, const GemmInput& input, int64_t group_begin,
   }
 }
 
-size_t ScratchBytes(int64_t k) { return static_cast<size_t>((k + 63) / 64 * 64 * kTileRows); }
+// The fields of a short block may reach 8 * 4 - 1 weights past the row.
+size_t ScratchBytes(int64_t k) { return static_cast<size_t>((k + 32 + 63) / 64 * 64 * kTileRows); }
 
 }  // namespace
 }  // namespace avx512
