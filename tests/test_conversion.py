@@ -186,6 +186,29 @@ def test_dynamic_range_quantization_leaves_packed_weights_alone():
         np.testing.assert_allclose(outputs["float"], want, atol=0.03 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("per_channel_dense", [True, False])
+def test_a_tied_table_in_8_bits(per_channel_dense):
+    keras.utils.set_random_seed(24)
+    table = keras.layers.ReversibleEmbedding(400, 64)
+    table.build()
+
+    @tf.function(input_signature=[tf.TensorSpec([1, None], tf.int32, name="ids")])
+    def function(ids):
+        return {"logits": table(tf.nn.relu(table(ids)), reverse=True)}
+
+    content = convert_functions(
+        {"f": function}, [tf.lite.Optimize.DEFAULT], per_channel_dense=per_channel_dense
+    )
+    stored = [len(data) for _, data in constants(parsed(content)) if len(data) > 1000]
+    # Scales per channel for the product and one for the lookup: two different tables.
+    assert stored == [400 * 64] * (2 if per_channel_dense else 1)
+    ids = np.arange(0, 400, 50, dtype=np.int32)[None]
+    want = function(ids)["logits"]
+    for outputs in run(content, "f", ids=ids):
+        # 8-bit table, twice, and 8-bit activations: below a percent of the range each.
+        np.testing.assert_allclose(outputs["logits"], want, atol=0.03 * np.abs(want).max())
+
+
 def pali_gemma_functions(model):
     """prefill and decode of a PaliGemma, over one cache for each decoder block."""
     backbone = model.backbone

@@ -34,10 +34,18 @@ ALLOWED = {
         "quantize_wrapper",
         "quantizers",
     },
-    "keras3": {"initializers", "kernel_layout", "quantizers", "scheme"},
+    "keras3_structure": set(),
+    "keras3_layers": {"initializers", "kernel_layout", "packing", "quantizers"},
+    "keras3": {"initializers", "keras3_layers", "keras3_structure", "packing"},
     "apply": {"scheme", "keras3"},
     "distill": set(),
-    "ops": {"packing"},
+    "op_arithmetic": {"packing"},
+    "ops": {"op_arithmetic", "packing"},
+    "packed_layer": {"kernel_layout", "ops", "packing"},
+    "packed_layers": {"kernel_layout", "ops", "packed_layer", "packing"},
+    "packed_tf_keras": {"packed_layers"},
+    "folding": {"packing"},
+    "tflite_buffers": {"model_file"},
 }
 NUMPY_ONLY = ["packing", "kmeans"]
 # `cli` and what stands behind its commands.

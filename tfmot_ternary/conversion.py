@@ -64,7 +64,10 @@ def convert(
 
 
 def convert_functions(
-    functions: Mapping[str, Any], optimizations: Iterable[tf.lite.Optimize] | None = None
+    functions: Mapping[str, Any],
+    optimizations: Iterable[tf.lite.Optimize] | None = None,
+    *,
+    per_channel_dense: bool = True,
 ) -> bytes:
     """Converts traced functions to one TF Lite file with a signature for each.
 
@@ -76,6 +79,9 @@ def convert_functions(
         Inputs need names (`tf.TensorSpec(..., name=...)` or argument names); the result is a flat
         dict of tensors.
       optimizations: see `convert`.
+      per_channel_dense: whether float dense layers that are stored in 8 bits get a scale for each
+        output. False gives them one per tensor, as lookups have: then a tied embedding, which is
+        looked up and multiplied with, is stored once instead of twice.
 
     Returns:
       The file's bytes.
@@ -99,6 +105,9 @@ def convert_functions(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(concrete))
         converter.allow_custom_ops = True
         converter.optimizations = list(optimizations or [])
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = (
+            not per_channel_dense
+        )
         try:
             content = converter.convert()
         except convert_phase.ConverterError as error:
