@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import causal_lms
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -312,6 +313,12 @@ def test_ternarize_refuses_broken_presets(capsys, folder, tmp_path):
     shutil.copytree(folder / "preset", preset)
     arguments = ["ternarize", "--preset", preset, "--output", tmp_path / "o.tflite"]
     (preset / "model.weights.h5").unlink()
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "expected a KerasHub preset" in err
+    shutil.copy(folder / "preset" / "model.weights.h5", preset)
+    with h5py.File(preset / "model.weights.h5", "a") as file:
+        del file["layers/pali_gemma_decoder_block/attention/key_dense/vars/0"]
     code, _, err = run(capsys, *arguments)
     assert code == 1
     assert "expected a KerasHub preset" in err

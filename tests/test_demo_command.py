@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfmot_ternary import cli
-from tfmot_ternary.demo import model, picture, report
+from tfmot_ternary.demo import command, model, picture, report
 from tfmot_ternary.demo.command import Variant
 from tfmot_ternary.evaluation import Evaluation, load_examples
 from tfmot_ternary.measurement import Measurement
@@ -29,7 +29,8 @@ def preset(tmp_path_factory):
     return folder
 
 
-def test_demo_writes_everything(capsys, preset, tmp_path):
+def test_demo_writes_everything(capsys, monkeypatch, preset, tmp_path):
+    monkeypatch.setattr(command, "MEASURING_ROUNDS", 1)
     folder = tmp_path / "out"
     code = cli.run_command(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 from typing import Any
 
@@ -50,8 +51,11 @@ def _load_preset(source: str) -> Any:
     import keras_hub
 
     try:
-        return keras_hub.models.CausalLM.from_preset(source, dtype="float32")
-    except (ValueError, TypeError, KeyError, OSError) as error:
+        with warnings.catch_warnings():
+            # Keras only warns when some layers find no weights and stay random.
+            warnings.filterwarnings("error", message=".*freshly-initialized weights")
+            return keras_hub.models.CausalLM.from_preset(source, dtype="float32")
+    except (ValueError, TypeError, KeyError, OSError, UserWarning) as error:
         raise ValueError(
             f"expected a KerasHub preset of a CausalLM at {source!r}, KerasHub says: {error}"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import shlex
 import sys
@@ -185,7 +184,7 @@ def run(settings: Settings) -> list[Variant]:
     variants = _measured(variants, settings)
 
     print(f"{next(stage)} write results to {settings.output_dir}")
-    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    command = shlex.join(["tfmot-ternary", *sys.argv[1:]])
     report.write(settings, variants, started, command)
     print()
     print(report.table(variants, started))
