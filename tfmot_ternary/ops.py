@@ -23,8 +23,8 @@ from tfmot_ternary import op_arithmetic, packing
 __all__ = ["conv2d", "embedding_lookup", "fully_connected", "unpack"]
 
 ACTIVATION_TYPES = ("int8", "float32")
-# Longest k whose sum fits in the operator's int32 accumulator: (2^31 - 1) / 127.
-MAX_K = ((1 << 31) - 1) // 127
+# The operators' limit (kMaxK in custom_ops/kernels/format.h): sums stay inside int32 with room.
+MAX_K = 1 << 22
 
 
 @tf.autograph.experimental.do_not_convert
@@ -329,7 +329,7 @@ def _check_weights(
 ) -> int:
     """Checks static shapes; returns n."""
     if not 1 <= k <= MAX_K:
-        raise ValueError(f"expected 1 <= k <= {MAX_K} (the int32 accumulator's range), got k = {k}")
+        raise ValueError(f"expected 1 <= k <= {MAX_K} (the operators' limit), got k = {k}")
     row_bytes = packing.row_bytes(k, weight_format)
     if packed.shape.rank != 2 or packed.shape[1] != row_bytes or packed.shape[0] is None:
         raise ValueError(

@@ -77,7 +77,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "pretrain",
         False,
-        "make the preset from nothing first; takes about half an hour on 2 cores",
+        "make the preset from nothing first; takes about 10 minutes on 2 cores",
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "of training and of the test scenes", flag_values=values)
