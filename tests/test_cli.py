@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfmot_ternary import cli, evaluation, inspection, measurement
+from tfmot_ternary import cli, evaluation, inspection, measurement, recovery, runtime
 from tfmot_ternary.vlm import Generator, convert_causal_lm
 
 
@@ -238,6 +239,13 @@ def test_ternarize_a_preset(capsys, folder, tmp_path):
     assert isinstance(Generator(path).generate("sum", causal_lms.scene(), 3), str)
 
 
+def first_output(path, x):
+    runner = runtime.make_interpreter(str(path)).get_signature_runner()
+    (name,) = runner.get_input_details()
+    (output,) = runner(**{name: x[:1]}).values()
+    return output
+
+
 def save_keras(kind, path):
     if kind == "keras3":
         import keras
@@ -267,13 +275,47 @@ def test_ternarize_a_saved_model(capsys, tmp_path, kind, name):
     weights = [w for w in inspection.inspect(path).weights if w.packed]
     assert [w.shape for w in weights] == [[40, 12], [10, 40]]
 
-    from tfmot_ternary import runtime
-
-    runner = runtime.make_interpreter(str(path)).get_signature_runner()
-    (name,) = runner.get_input_details()
-    (output,) = runner(**{name: x[:1]}).values()
+    output = first_output(path, x)
     assert output.shape == tuple(model(x[:1]).shape)
     assert np.isfinite(output).all()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("keras3", "m.keras"), ("keras2", "m.h5")])
+def test_interrupted_training_goes_on(capsys, tmp_path, monkeypatch, kind, name):
+    """The weights equal those of a training that nobody interrupted: no tolerance."""
+    save_keras(kind, str(tmp_path / name))
+    x = np.random.default_rng(0).normal(size=(64, 12)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(64) % 10)
+    arguments = ["ternarize", "--preset", tmp_path / name, "--data", tmp_path / "data.npz"]
+    arguments += ["--steps=5", "--output"]
+    assert run(capsys, *arguments, tmp_path / "whole.tflite")[0] == 0
+
+    monkeypatch.setattr(recovery, "CHECKPOINT_STEPS", 2)
+    array_batches = recovery.array_batches
+    steps = []
+
+    def batches(model, training, stop_at):
+        make_batch = array_batches(model, training)
+
+        def make(step):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            steps.append(step)
+            return make_batch(step)
+
+        return make
+
+    path = tmp_path / "resumed.tflite"
+    monkeypatch.setattr(recovery, "array_batches", functools.partial(batches, stop_at=3))
+    assert run(capsys, *arguments, path)[0] != 0
+    assert not path.exists()
+    steps.clear()
+    monkeypatch.setattr(recovery, "array_batches", functools.partial(batches, stop_at=None))
+    assert run(capsys, *arguments, path)[0] == 0
+    assert steps == [0, 2, 3, 4]  # 0: a look at whether there are labels
+    assert sorted(p.name for p in tmp_path.glob("resumed*")) == ["resumed.tflite"]
+    whole, resumed = (first_output(tmp_path / f"{stem}.tflite", x) for stem in ("whole", "resumed"))
+    np.testing.assert_array_equal(resumed, whole)
 
 
 def test_ternarize_refuses_bad_data(capsys, tmp_path):

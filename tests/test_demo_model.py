@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from tfmot_ternary import scheme
-from tfmot_ternary.demo import batches, checkpoint, model, questions, recovery, scenes, scores
+from tfmot_ternary import checkpoint, scheme
+from tfmot_ternary.demo import batches, model, questions, recovery, scenes, scores
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
+from tfmot_ternary.checkpoint import Checkpoint
 from tfmot_ternary.demo import model as demo_model
 from tfmot_ternary.demo import pretraining, questions, scores
 from tfmot_ternary.demo.batches import Batch
-from tfmot_ternary.demo.checkpoint import Checkpoint
 from tfmot_ternary.demo.training import WarmupCosine, train
 
 STEPS = 12

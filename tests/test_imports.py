@@ -38,6 +38,7 @@ ALLOWED = {
     "keras3_layers": {"initializers", "kernel_layout", "packing", "quantizers"},
     "keras3": {"initializers", "keras3_layers", "keras3_structure", "packing"},
     "apply": {"scheme", "keras3"},
+    "checkpoint": set(),
     "distill": set(),
     "op_arithmetic": {"packing"},
     "ops": {"op_arithmetic", "packing"},

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from tfmot_ternary import evaluation
+from tfmot_ternary.checkpoint import Checkpoint
 
 # Mild settings that suit small models.
 TEMPERATURE = 2.0
 ALPHA = 0.9
+CHECKPOINT_STEPS = 50  # between two writes of the state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +112,22 @@ def array_batches(model: Any, training: Training) -> Callable[[int], Batch]:
 
 
 def train(
-    student: Any, teacher: Any, make_batch: Callable[[int], Batch], training: Training
+    student: Any,
+    teacher: Any,
+    make_batch: Callable[[int], Batch],
+    training: Training,
+    checkpoint: Checkpoint,
 ) -> None:
+    """Trains `student` in place on the outputs of `teacher`, and on labels where there are any.
+
+    Args:
+      student: a quantized model of either Keras.
+      teacher: the model it came from.
+      make_batch: step -> batch; a pure function, so that an interrupted training sees the same
+        data.
+      training: steps and learning rate.
+      checkpoint: where the state is kept while training lasts; training goes on from it.
+    """
     import keras
     import tf_keras
     from tqdm import tqdm
@@ -136,9 +152,26 @@ def train(
         optimizer=flavour.optimizers.Adam(schedule, clipnorm=1.0),
         loss=loss if labelled else None,
     )
-    bar = tqdm(range(training.steps), desc="recover", unit="step")
+    distiller.optimizer.build(student.trainable_variables)
+    variables = [*student.weights, *_variables(distiller.optimizer)]
+    first, _ = checkpoint.load(variables)
+    bar = tqdm(
+        range(first, training.steps),
+        desc="recover",
+        unit="step",
+        initial=first,
+        total=training.steps,
+    )
     for step in bar:
         x, y, weights = make_batch(step)
         logs = distiller.train_on_batch(x, y, sample_weight=weights, return_dict=True)
         if step % 10 == 0:
             bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        if (step + 1) % CHECKPOINT_STEPS == 0:
+            checkpoint.save(step + 1, variables, [])
+
+
+def _variables(optimizer: Any) -> list[Any]:
+    """The optimizer's variables: a list in Keras 3, a method in tf_keras."""
+    variables = optimizer.variables
+    return list(variables() if callable(variables) else variables)

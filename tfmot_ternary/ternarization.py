@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 
 from tfmot_ternary import model_source, recovery
+from tfmot_ternary.checkpoint import Checkpoint, digest
 from tfmot_ternary.packing import GroupSize
 
 
@@ -172,9 +173,12 @@ def run(request: Request) -> None:
     print(f"quantize: {request.weights}, {request.initializer} scales per {_unit(request)}")
     student = quantize_apply(model, _scheme(request))
     if training is not None:
-        recovery.train(student, model, make_batch, training)
+        checkpoint = _checkpoint(student, training, request)
+        recovery.train(student, model, make_batch, training, checkpoint)
     print("freeze and convert")
     _convert(student, request)
+    if training is not None:
+        checkpoint.remove()
     size = os.path.getsize(request.output)
     print(f"{request.output}: {size:,} bytes; see `tfmot-ternary inspect {request.output}`")
 
@@ -196,6 +200,19 @@ def _check_causal_lm(request: Request) -> None:
             f"expected a JSON-lines file or digits:train to train a language model, got "
             f"{request.data!r}"
         )
+
+
+def _checkpoint(student: Any, training: recovery.Training, request: Request) -> Checkpoint:
+    """Beside the output until that is written; the same command goes on from it."""
+    settings = {
+        "training": dataclasses.asdict(training),
+        # The student's weights before training say all about the model and the start.
+        "start": digest(student.weights),
+        "weights": request.weights,
+        "group_size": request.group_size,
+        "skip": list(request.skip),
+    }
+    return Checkpoint(f"{request.output}.training.npz", settings)
 
 
 def _unit(request: Request) -> str:

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from tfmot_ternary.checkpoint import Checkpoint
 from tfmot_ternary.demo import batches, model, questions, scores
-from tfmot_ternary.demo.checkpoint import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

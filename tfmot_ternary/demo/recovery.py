@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tfmot_ternary.checkpoint import Checkpoint, digest
 from tfmot_ternary.demo import batches
-from tfmot_ternary.demo.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import keras_hub
@@ -54,13 +51,6 @@ class Recovered:
 
     causal_lm: keras_hub.models.PaliGemmaCausalLM
     history: list[dict[str, float]]
-
-
-def _digest(variables: list[Any]) -> str:
-    digest = hashlib.sha256()
-    for variable in variables:
-        digest.update(np.ascontiguousarray(variable).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def recover(
@@ -110,7 +100,7 @@ def recover(
         settings = {
             "seed": seed,
             "recipe": dataclasses.asdict(recipe),
-            "start": _digest(student.weights),
+            "start": digest(student.weights),
             "levels": scheme.levels,
             "group_size": scheme.group_size,
         }

@@ -15,7 +15,7 @@ from tfmot_ternary.demo import batches
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tfmot_ternary.demo.checkpoint import Checkpoint
+    from tfmot_ternary.checkpoint import Checkpoint
 
 
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):

@@ -19,6 +19,14 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digest(variables: Sequence[Any]) -> str:
+    """Returns a short digest of the values of Keras variables, for a fingerprint's settings."""
+    state = hashlib.sha256()
+    for variable in variables:
+        state.update(np.ascontiguousarray(variable).tobytes())
+    return state.hexdigest()[:16]
+
+
 class Checkpoint:
     """One file with the step, all variables and the history of a training.
 
