@@ -63,7 +63,7 @@ struct GemmKernel {
   Format format;
   CpuFlags cpu;           // all of them needed
   int64_t min_m;          // rows of x from which the kernel is the choice
-  int64_t min_grouped_m;  // the same where a row of W has several groups
+  int64_t min_grouped_m;  // the same where a row of W has several groups, or is short
   const GemmFunctions* functions;
 };
 

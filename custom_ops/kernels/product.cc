@@ -13,6 +13,11 @@ namespace {
 // groups by 32 rows of W are 24 KiB, half of a first-level cache.
 constexpr int64_t kGroupChunk = 8;
 
+// Rows of W below this length are prefill's from few rows of x on: a short block costs the decode
+// kernels as much as a full one (measured: 16 x 256 x 128 takes a third of the time, 16 x 256 x
+// 1024 is even, 16 x 256 x 2048 is a tenth slower).
+constexpr int64_t kShortRow = 1024;
+
 // Rows of W unpacked at once for float32 products.
 constexpr int64_t kFloat32TileRows = 8;
 
@@ -33,7 +38,8 @@ bool IsUsable(const GemmKernel& kernel, int64_t k) { return kernel.min_m <= 1 ||
 
 const GemmKernel& ChooseGemm(const Kernels& kernels, const PackedWeights& weights, int64_t m) {
   const GemmKernel& prefill = *kernels.prefill;
-  const int64_t min_m = GroupCount(weights) > 1 ? prefill.min_grouped_m : prefill.min_m;
+  const bool early = GroupCount(weights) > 1 || weights.k < kShortRow;
+  const int64_t min_m = early ? prefill.min_grouped_m : prefill.min_m;
   return m >= min_m && IsUsable(prefill, weights.k) ? prefill : *kernels.decode;
 }
 

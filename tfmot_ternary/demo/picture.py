@@ -89,12 +89,13 @@ def _draw(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(answers), figsize=(4 * len(answers), 4.4), squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(answers), figsize=(4 * len(answers), 4.6), squeeze=False, layout="constrained"
+    )
     for axis, image, question, answer in zip(axes[0], images, questions, answers, strict=False):
         axis.imshow(image, interpolation="nearest")
         axis.set_title(f"{question}\n{answer}", fontsize=10)
         axis.axis("off")
-    figure.tight_layout()
     temporary = path.with_name(path.stem + ".tmp.png")
     figure.savefig(temporary, dpi=110)
     pyplot.close(figure)

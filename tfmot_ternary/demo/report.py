@@ -188,7 +188,7 @@ def _plot(folder: pathlib.Path, variants: Sequence[Variant], started: Sequence[V
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     names = [v.name for v in variants]
     colours = {name: f"C{i}" for i, name in enumerate(names)}
@@ -204,6 +204,10 @@ def _plot(folder: pathlib.Path, variants: Sequence[Variant], started: Sequence[V
             axis.scatter(kilobytes, value, color=colours[variant.name], label=variant.name)
     for axis, label in zip(axes, ("accuracy, %", "perplexity"), strict=True):
         axis.set(xscale="log", xlabel="file size, kB", ylabel=label)
+        axis.margins(x=0.15)
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle("Quality against size, held-out scenes")
