@@ -205,3 +205,11 @@ def test_packed_weights_refuse():
         packing.PackedWeights(packed, ones.astype(np.float64), 70, "t2")
     with pytest.raises(ValueError, match="for k = 200"):
         packing.PackedWeights(packed, ones, 200, "t2")
+
+
+def test_group_sizes_of_command_lines():
+    expected = {"channel": None, "tensor": "tensor", "32": 32, "64": 64, "128": 128, "256": 256}
+    assert {t: packing.group_size_of(t) for t in packing.GROUP_SIZE_TOKENS} == expected
+    for token in ("", "33", "None", "group"):
+        with pytest.raises(ValueError, match="expected a group size"):
+            packing.group_size_of(token)

@@ -20,6 +20,8 @@ GROUP_SIZES = (32, 64, 128, 256)
 # None: one scale per output channel. "tensor": one per weight tensor. An int of GROUP_SIZES: one
 # per that many inputs of a channel.
 GroupSize = int | Literal["tensor"] | None
+# The same as command lines spell it.
+GROUP_SIZE_TOKENS = ("channel", "tensor", *map(str, GROUP_SIZES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,19 @@ def _check_group_size(group_size: GroupSize) -> None:
             f"expected group_size None (per channel), 'tensor' or one of {GROUP_SIZES},"
             f" got {group_size!r}"
         )
+
+
+def group_size_of(token: str) -> GroupSize:
+    """The group size that a command line spells "channel", "tensor", "32", ...
+
+    Raises:
+      ValueError: any other token.
+    """
+    if token not in GROUP_SIZE_TOKENS:
+        raise ValueError(f"expected a group size of {GROUP_SIZE_TOKENS}, got {token!r}")
+    if token == "channel":
+        return None
+    return "tensor" if token == "tensor" else int(token)
 
 
 def _short_block_bytes(weights: int, fields: int) -> int:

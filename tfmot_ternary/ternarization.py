@@ -10,7 +10,7 @@ from absl import flags
 
 from tfmot_ternary import model_source, recovery
 from tfmot_ternary.checkpoint import Checkpoint, digest
-from tfmot_ternary.packing import GroupSize
+from tfmot_ternary.packing import GROUP_SIZE_TOKENS, GroupSize, group_size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +52,12 @@ class Request:
 
     @classmethod
     def from_flags(cls, values: flags.FlagValues) -> Request:
-        group_size: Any = values.group_size
-        if group_size == "channel":
-            group_size = None
-        elif group_size != "tensor":
-            group_size = int(group_size)
         return cls(
             preset=values.preset,
             output=values.output,
             weights=values.weights,
             weight_format=values.format,
-            group_size=group_size,
+            group_size=group_size_of(values.group_size),
             initializer=values.initializer,
             skip=tuple(values.skip),
             float_weights=values.float_weights,
@@ -105,7 +100,7 @@ def define_flags(values: flags.FlagValues) -> None:
     choice(
         "group_size",
         "channel",
-        ["channel", "tensor", "32", "64", "128", "256"],
+        list(GROUP_SIZE_TOKENS),
         "inputs that share a scale",
     )
     choice(

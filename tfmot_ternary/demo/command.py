@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tfmot_ternary import packing
+
 if TYPE_CHECKING:
     from tfmot_ternary.evaluation import Evaluation, Example
 
@@ -97,7 +99,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "group_size",
         "channel",
-        ["channel", "tensor", "32", "64", "128", "256"],
+        list(packing.GROUP_SIZE_TOKENS),
         "inputs per scale",
         flag_values=values,
     )
@@ -129,11 +131,8 @@ def scheme_for(weights: str, group_size: str) -> Any:
     """
     from tfmot_ternary import scheme
 
-    groups: Any = {"channel": None, "tensor": "tensor"}.get(group_size)
-    if group_size not in ("channel", "tensor"):
-        groups = int(group_size)
     cls = scheme.TernaryScheme if weights == "ternary" else scheme.BinaryScheme
-    return cls(group_size=groups)
+    return cls(group_size=packing.group_size_of(group_size))
 
 
 def run(settings: Settings) -> list[Variant]:
