@@ -6,9 +6,35 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+#elif defined(__APPLE__) && defined(__aarch64__)
+#include <sys/sysctl.h>
+#endif
 
 namespace tfmot_ternary {
 namespace {
+
+struct Level {
+  const char* name;
+  CpuFlags flags;
+};
+
+// No CPU has kCpuAvx512Bw and kCpuAvxVnni without kCpuAvx512Vnni.
+constexpr Level kLevels[] = {
+    {"portable", kCpuPortable},
+    {"avx2", kCpuAvx2},
+    {"avxvnni", kCpuAvx2 | kCpuAvxVnni},
+    {"avx512bw", kCpuAvx2 | kCpuAvx512Bw},
+    {"avx512vnni", kCpuAvx2 | kCpuAvxVnni | kCpuAvx512Bw | kCpuAvx512Vnni | kCpuAvx512Vbmi},
+    {"neon", kCpuNeon},
+    {"dotprod", kCpuNeon | kCpuDotProd},
+};
 
 #if defined(__x86_64__)
 // Registers that the system saves (XCR0).
@@ -16,6 +42,18 @@ uint64_t SavedRegisters() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+// Linux gives the 8 KiB of tile registers to processes that ask
+// (Documentation/arch/x86/xstate.rst); it refuses where a signal stack is too small for them.
+bool AskForTiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -29,25 +67,54 @@ CpuFlags HostCpu() {
   const bool has_xgetbv = (c & (1u << 27)) != 0;
   if (!has_xgetbv) return flags;
   const uint64_t saved = SavedRegisters();
-  constexpr uint64_t kYmm = 0x06;  // xmm and the upper halves of ymm
-  constexpr uint64_t kZmm = 0xe6;  // and masks, upper halves of zmm, zmm16 to zmm31
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return flags;
+  constexpr uint64_t kYmm = 0x06;      // xmm and the upper halves of ymm
+  constexpr uint64_t kZmm = 0xe6;      // and masks, upper halves of zmm, zmm16 to zmm31
+  constexpr uint64_t kTile = 0x60000;  // tile configuration and data
   const auto has = [](uint32_t reg, int bit) { return ((reg >> bit) & 1) != 0; };
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return flags;
   if ((saved & kYmm) == kYmm && has(b, 5)) flags |= kCpuAvx2;
   const bool f_dq_bw_vl = has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31);
-  if ((saved & kZmm) == kZmm && f_dq_bw_vl && has(c, 11)) {
-    flags |= kCpuAvx512Vnni;
+  if ((saved & kZmm) == kZmm && f_dq_bw_vl) {
+    flags |= kCpuAvx512Bw;
+    if (has(c, 11)) flags |= kCpuAvx512Vnni;
     if (has(c, 1)) flags |= kCpuAvx512Vbmi;
   }
+  const bool tiles = (saved & kTile) == kTile && has(d, 24) && has(d, 25);
+  if (tiles && (flags & kCpuAvx512Vnni) != 0 && AskForTiles()) flags |= kCpuAmxInt8;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && has(a, 4) && (flags & kCpuAvx2) != 0) {
+    flags |= kCpuAvxVnni;
+  }
+#elif defined(__aarch64__)
+  flags |= kCpuNeon;
+#if defined(__linux__)
+  // The bits of asm/hwcap.h, which older headers lack.
+  constexpr unsigned long kHwcapDotProd = 1ul << 20;
+  constexpr unsigned long kHwcap2I8mm = 1ul << 13;
+  if ((getauxval(AT_HWCAP) & kHwcapDotProd) != 0) {
+    flags |= kCpuDotProd;
+    if ((getauxval(AT_HWCAP2) & kHwcap2I8mm) != 0) flags |= kCpuI8mm;
+  }
+#elif defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  if (has("hw.optional.arm.FEAT_DotProd")) {
+    flags |= kCpuDotProd;
+    if (has("hw.optional.arm.FEAT_I8MM")) flags |= kCpuI8mm;
+  }
+#endif
 #endif
   return flags;
 }
 
 CpuFlags NarrowCpu(CpuFlags flags, const char* level) {
   if (level == nullptr) return flags;
-  if (std::strcmp(level, "portable") == 0) return kCpuPortable;
-  if (std::strcmp(level, "avx2") == 0) return flags & kCpuAvx2;
-  return flags;  // "avx512vnni" is the highest level
+  for (const Level& known : kLevels) {
+    if (std::strcmp(level, known.name) == 0) return flags & known.flags;
+  }
+  return flags;  // "amx" and "i8mm" are the highest levels
 }
 
 CpuFlags DetectCpu() { return NarrowCpu(HostCpu(), std::getenv("TFMOT_TERNARY_CPU")); }

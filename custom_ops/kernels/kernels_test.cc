@@ -13,7 +13,7 @@
 namespace tfmot_ternary {
 namespace {
 
-constexpr CpuFlags kAll = kCpuAvx2 | kCpuAvx512Vnni | kCpuAvx512Vbmi;
+constexpr CpuFlags kAll = kCpuAvx2 | kCpuAvxVnni | kCpuAvx512Bw | kCpuAvx512Vnni | kCpuAvx512Vbmi;
 
 bool EndsWith(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -42,7 +42,7 @@ void CheckChoices() {
     CheckChoice(kAll, format, "avx512vnni", "avx512");
     // Without VBMI, t5 falls back; the other formats do not need it.
     const bool t5 = format == Format::kT5;
-    CheckChoice(kCpuAvx2 | kCpuAvx512Vnni, format, t5 ? "avx2" : "avx512vnni",
+    CheckChoice(kCpuAvx2 | kCpuAvx512Bw | kCpuAvx512Vnni, format, t5 ? "avx2" : "avx512vnni",
                 t5 ? "avx2" : "avx512");
 #endif
   }
