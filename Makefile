@@ -7,9 +7,8 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-# What the build needs from the system: a C++17 compiler and Python's venv; the tests need Bazel too.
-BUILD_PACKAGES := g++ python3-venv
-TEST_PACKAGES  := bazel-bootstrap bazel-platforms
+# Levels of the CPU (see CONTRIBUTING.md) whose kernels may stay untested, separated by commas.
+SKIPPED_LEVELS ?=
 
 .PHONY: help setup demo test lint lib test-python test-bazel bench clean system-build system-test
 
@@ -21,7 +20,7 @@ setup: $(STAMP)  ## make .venv from pyproject.toml, the operator library include
 demo: lib  ## ternarize the embedded vision-language model, compare the variants, answer questions
 	$(BIN)/tfmot-ternary demo
 
-test: lint test-bazel test-python  ## lint, type checks, C++ tests (Bazel), Python tests
+test: lint test-bazel test-python  ## lint, types, C++ tests (x86-64, sanitizers, ARM64), Python tests
 
 lint: $(STAMP)  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
@@ -36,9 +35,16 @@ lib: $(STAMP)  ## build tfmot_ternary/libtfmot_ternary_ops.so with the system's 
 test-python: lib
 	$(BIN)/python -m pytest
 
-test-bazel: system-test
-	bazel build $(BAZEL_CONFIG) //...
-	bazel test $(BAZEL_CONFIG) //...
+# On this CPU; again with the sanitizers; again for ARM64 under qemu; then: did every kernel run?
+test-bazel: system-test  ## the C++ tests
+	rm -rf build/tests && mkdir -p build/tests
+	$(call bazel-test,host)
+	$(call bazel-test,sanitize,--config=sanitize)
+	$(call bazel-test,arm64,--config=arm64)
+	$(PYTHON) custom_ops/kernel_coverage.py --skipped_levels='$(SKIPPED_LEVELS)' build/tests/*.json
+
+# The build events name the logs that kernel_coverage.py reads.
+bazel-test = bazel test $(BAZEL_CONFIG) $(2) --build_event_json_file='$(CURDIR)/build/tests/$(1).json' //...
 
 # Debian's Bazel finds its rule sets on the disk; any other fetches them (see .bazelrc).
 BAZEL_CONFIG ?= $(shell test -d /usr/share/bazel/tools/platforms && echo --config=offline)
@@ -66,7 +72,9 @@ system-build:
 	@$(PYTHON) -c 'import ensurepip' || { echo "missing: Python's venv (Debian: apt-get install python3-venv)" >&2; exit 1; }
 
 system-test:
-	$(call need,bazel,$(TEST_PACKAGES))
+	$(call need,bazel,bazel-bootstrap bazel-platforms)
+	$(call need,aarch64-linux-gnu-g++,g++-aarch64-linux-gnu)
+	$(call need,qemu-aarch64-static,qemu-user-static)
 
 clean:  ## remove what was built, .venv too
 	rm -rf .venv build dist *.egg-info tfmot_ternary/*.so

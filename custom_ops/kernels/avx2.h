@@ -1,4 +1,5 @@
-// AVX2 building blocks: packed bytes to one byte per weight.
+// 256-bit vectors for the bodies of the kernels (codecs_body.h, decode_body.h, prefill_body.h), and
+// the two ways to multiply bytes: AVX2 and AVX-VNNI.
 #ifndef TFMOT_TERNARY_KERNELS_AVX2_H_
 #define TFMOT_TERNARY_KERNELS_AVX2_H_
 
@@ -15,117 +16,128 @@
 namespace tfmot_ternary {
 namespace avx2 {
 
-TFMOT_TERNARY_AVX2_INLINE __m256i Load(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+using Vector = __m256i;
+constexpr int64_t kVectorBytes = 32;
+
+TFMOT_TERNARY_AVX2_INLINE Vector Load(const void* p) {
+  return _mm256_loadu_si256(static_cast<const Vector*>(p));
+}
+TFMOT_TERNARY_AVX2_INLINE void Store(void* p, Vector value) {
+  _mm256_storeu_si256(static_cast<Vector*>(p), value);
+}
+// The first `count` bytes, a multiple of 4, all where that is above 32, none where it is negative;
+// zero beyond. Reads no other byte.
+TFMOT_TERNARY_AVX2_INLINE Vector LoadPart(const void* p, int64_t count) {
+  const Vector lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const Vector mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count / 4)), lanes);
+  return _mm256_maskload_epi32(static_cast<const int*>(p), mask);
+}
+TFMOT_TERNARY_AVX2_INLINE Vector LoadTable(const uint8_t* table) {
+  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+}
+TFMOT_TERNARY_AVX2_INLINE Vector Broadcast4(const int8_t* q) {
+  int32_t four;
+  std::memcpy(&four, q, sizeof(four));
+  return _mm256_set1_epi32(four);
 }
 
-TFMOT_TERNARY_AVX2_INLINE void Store(void* p, __m256i value) {
-  _mm256_storeu_si256(static_cast<__m256i*>(p), value);
+TFMOT_TERNARY_AVX2_INLINE Vector Zero() { return _mm256_setzero_si256(); }
+TFMOT_TERNARY_AVX2_INLINE Vector Set8(int x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+TFMOT_TERNARY_AVX2_INLINE Vector Set32(int32_t x) { return _mm256_set1_epi32(x); }
+TFMOT_TERNARY_AVX2_INLINE Vector And(Vector a, Vector b) { return _mm256_and_si256(a, b); }
+TFMOT_TERNARY_AVX2_INLINE Vector Add8(Vector a, Vector b) { return _mm256_add_epi8(a, b); }
+TFMOT_TERNARY_AVX2_INLINE Vector Sub8(Vector a, Vector b) { return _mm256_sub_epi8(a, b); }
+TFMOT_TERNARY_AVX2_INLINE Vector Min8(Vector a, Vector b) { return _mm256_min_epu8(a, b); }
+TFMOT_TERNARY_AVX2_INLINE Vector Add16(Vector a, Vector b) { return _mm256_add_epi16(a, b); }
+TFMOT_TERNARY_AVX2_INLINE Vector Add32(Vector a, Vector b) { return _mm256_add_epi32(a, b); }
+TFMOT_TERNARY_AVX2_INLINE Vector Sub32(Vector a, Vector b) { return _mm256_sub_epi32(a, b); }
+template <int n>
+TFMOT_TERNARY_AVX2_INLINE Vector ShiftBits16(Vector a) {
+  return n == 0 ? a : _mm256_srli_epi16(a, n);
+}
+template <int n>
+TFMOT_TERNARY_AVX2_INLINE Vector Divide16(Vector a) {  // by 2^n, signed
+  return n == 0 ? a : _mm256_srai_epi16(a, n);
+}
+template <int n>
+TFMOT_TERNARY_AVX2_INLINE Vector Divide32(Vector a) {
+  return n == 0 ? a : _mm256_srai_epi32(a, n);
+}
+// Of 16 bytes, those at `index` below 16.
+TFMOT_TERNARY_AVX2_INLINE Vector LookUp(Vector table, Vector index) {
+  return _mm256_shuffle_epi8(table, index);
+}
+TFMOT_TERNARY_AVX2_INLINE Vector AddPairs16(Vector a) {
+  return _mm256_madd_epi16(a, _mm256_set1_epi16(1));
 }
 
-// A codec writes weight + 1 of 32 packed bytes: digits[f] for field f.
+// Keeps gcc 12 from loading the value again for every mask that is taken of it.
+TFMOT_TERNARY_AVX2_INLINE void HoldInRegister(Vector* value) { __asm__("" : "+x"(*value)); }
 
-struct T2Codec {
-  static constexpr Format kFormat = Format::kT2;
-  static constexpr int kFields = 4;
+// AVX2: sums of products in 16 bits; vpmaddubsw adds two unsigned codes times signed bytes.
+struct PairDot {
+  static constexpr bool kWide = false;
+  static constexpr int kMaxM = 4;  // rows of x that prefill takes at once: 8 accumulators
 
-  static TFMOT_TERNARY_AVX2_INLINE void Decode(__m256i bytes, __m256i* digits) {
-    const __m256i three = _mm256_set1_epi8(3);
-    digits[0] = _mm256_and_si256(bytes, three);
-    digits[1] = _mm256_and_si256(_mm256_srli_epi16(bytes, 2), three);
-    digits[2] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), three);
-    digits[3] = _mm256_and_si256(_mm256_srli_epi16(bytes, 6), three);
+  static TFMOT_TERNARY_AVX2_INLINE void Add(Vector codes, Vector q, Vector* acc) {
+    *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(codes, q));
   }
+  static TFMOT_TERNARY_AVX2_INLINE Vector Widen(Vector acc) { return AddPairs16(acc); }
 };
 
-struct B1Codec {
-  static constexpr Format kFormat = Format::kB1;
-  static constexpr int kFields = 8;
+// AVX-VNNI: in 32 bits. Inline assembly because gcc 12 copies the accumulator around the intrinsic,
+// and so that the same bodies serve both: only the AVX-VNNI lines of the table ask for it.
+struct VnniDot {
+  static constexpr bool kWide = true;
+  static constexpr int kMaxM = 6;  // 12 accumulators
 
-  static TFMOT_TERNARY_AVX2_INLINE void Decode(__m256i bytes, __m256i* digits) {
-    const __m256i two = _mm256_set1_epi8(2);
-    digits[0] = _mm256_and_si256(_mm256_add_epi8(bytes, bytes), two);
-    digits[1] = _mm256_and_si256(bytes, two);
-    digits[2] = _mm256_and_si256(_mm256_srli_epi16(bytes, 1), two);
-    digits[3] = _mm256_and_si256(_mm256_srli_epi16(bytes, 2), two);
-    digits[4] = _mm256_and_si256(_mm256_srli_epi16(bytes, 3), two);
-    digits[5] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), two);
-    digits[6] = _mm256_and_si256(_mm256_srli_epi16(bytes, 5), two);
-    digits[7] = _mm256_and_si256(_mm256_srli_epi16(bytes, 6), two);
+  static TFMOT_TERNARY_AVX2_INLINE void Add(Vector codes, Vector q, Vector* acc) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(*acc) : "x"(codes), "x"(q));
   }
+  static TFMOT_TERNARY_AVX2_INLINE Vector Widen(Vector acc) { return acc; }
 };
 
-struct T5Codec {
-  static constexpr Format kFormat = Format::kT5;
-  static constexpr int kFields = 5;
-
-  // byte = 27 * upper + lower; upper, 0 to 9, holds digits 3 and 4. Tables of 16 bytes do the rest.
-  static TFMOT_TERNARY_AVX2_INLINE void Decode(__m256i bytes, __m256i* digits) {
-    const __m256i remainder3 = _mm256_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0,  //
-                                                0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0);
-    const __m256i quotient3 = _mm256_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,  //
-                                               0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2);
-    const __m256i times27 =
-        _mm256_setr_epi8(0, 27, 54, 81, 108, -121, -94, -67, -40, -13, 0, 0, 0, 0, 0, 0,  //
-                         0, 27, 54, 81, 108, -121, -94, -67, -40, -13, 0, 0, 0, 0, 0, 0);
-    // x / 27 = x * 19 / 512 for x below 256.
-    const __m256i nineteen = _mm256_set1_epi16(19);
-    const __m256i even = _mm256_and_si256(bytes, _mm256_set1_epi16(0xff));
-    const __m256i odd = _mm256_srli_epi16(bytes, 8);
-    const __m256i even_upper = _mm256_srli_epi16(_mm256_mullo_epi16(even, nineteen), 9);
-    const __m256i odd_upper = _mm256_srli_epi16(_mm256_mullo_epi16(odd, nineteen), 9);
-    const __m256i upper = _mm256_or_si256(even_upper, _mm256_slli_epi16(odd_upper, 8));
-    const __m256i lower = _mm256_sub_epi8(bytes, _mm256_shuffle_epi8(times27, upper));
-    digits[3] = _mm256_shuffle_epi8(remainder3, upper);
-    digits[4] = _mm256_shuffle_epi8(quotient3, upper);
-    // lower, 0 to 26, = 9 * digit 2 + rest: minus one for each threshold that is passed.
-    const __m256i one = _mm256_cmpgt_epi8(lower, _mm256_set1_epi8(8));
-    const __m256i two = _mm256_cmpgt_epi8(lower, _mm256_set1_epi8(17));
-    const __m256i nine = _mm256_set1_epi8(9);
-    digits[2] = _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(one, two));
-    const __m256i rest = _mm256_sub_epi8(_mm256_sub_epi8(lower, _mm256_and_si256(one, nine)),
-                                         _mm256_and_si256(two, nine));
-    digits[0] = _mm256_shuffle_epi8(remainder3, rest);
-    digits[1] = _mm256_shuffle_epi8(quotient3, rest);
-  }
-};
-
-// Weights of a row that DecodePiece handles at once: whole blocks of the format and whole groups.
-template <class Codec>
-constexpr int64_t kPieceWeights = Codec::kFormat == Format::kT5 ? 1280 : 1024;
-
-// Bytes of a decoded piece: a short block is stored 64 bytes at a time.
-constexpr int64_t kDecodedBytes = 1280 + 64;
-
-template <class Codec>
-TFMOT_TERNARY_AVX2_INLINE void DecodeBlock(const uint8_t* block, int64_t size, uint8_t* out) {
-  __m256i low[Codec::kFields], high[Codec::kFields];
-  Codec::Decode(Load(block), low);
-  Codec::Decode(Load(block + 32), high);
-  for (int f = 0; f < Codec::kFields; ++f) {
-    Store(out + f * size, low[f]);
-    Store(out + f * size + 32, high[f]);
-  }
+// Sums of the 8 lanes of four vectors, in order.
+TFMOT_TERNARY_AVX2_INLINE __m128i SumLanes4(Vector a, Vector b, Vector c, Vector d) {
+  const Vector ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  const Vector cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+  const Vector abcd =
+      _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+  return _mm_add_epi32(_mm256_castsi256_si128(abcd), _mm256_extracti128_si256(abcd, 1));
 }
 
-// Writes weight + 1 for `count` <= kPieceWeights weights; touches out[0, count + 63].
-template <class Codec>
-TFMOT_TERNARY_AVX2_INLINE void DecodePiece(const uint8_t* row, int64_t count, uint8_t* out) {
-  constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
-  for (; count >= kBlockWeights; count -= kBlockWeights) {
-    DecodeBlock<Codec>(row, kBlockBytes, out);
-    row += kBlockBytes;
-    out += kBlockWeights;
+// Loads 4 * dwords bytes, at most 16, of each of 8 rows and turns them: columns[d] holds dword d of
+// every row.
+template <bool kFull>
+TFMOT_TERNARY_AVX2_INLINE void LoadColumns(const uint8_t* const* rows, int64_t offset,
+                                           int64_t dwords, Vector* columns) {
+  const __m128i mask = _mm_cmpgt_epi32(_mm_set1_epi32(static_cast<int>(dwords)),  //
+                                       _mm_setr_epi32(0, 1, 2, 3));
+  const auto load = [&](int r) TFMOT_TERNARY_AVX2 {
+    const void* p = rows[r] + offset;
+    return kFull ? _mm_loadu_si128(static_cast<const __m128i*>(p))
+                 : _mm_maskload_epi32(static_cast<const int*>(p), mask);
+  };
+  Vector a[4];
+  for (int r = 0; r < 4; ++r) {
+    a[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(load(r)), load(r + 4), 1);
   }
-  if (count > 0) {
-    alignas(32) uint8_t block[kBlockBytes] = {};
-    const int64_t size = ShortBlockBytes(Codec::kFormat, count);
-    std::memcpy(block, row, size);
-    DecodeBlock<Codec>(block, size, out);
-  }
+  const Vector low01 = _mm256_unpacklo_epi32(a[0], a[1]);
+  const Vector high01 = _mm256_unpackhi_epi32(a[0], a[1]);
+  const Vector low23 = _mm256_unpacklo_epi32(a[2], a[3]);
+  const Vector high23 = _mm256_unpackhi_epi32(a[2], a[3]);
+  columns[0] = _mm256_unpacklo_epi64(low01, low23);
+  columns[1] = _mm256_unpackhi_epi64(low01, low23);
+  columns[2] = _mm256_unpacklo_epi64(high01, high23);
+  columns[3] = _mm256_unpackhi_epi64(high01, high23);
 }
 
 }  // namespace avx2
 }  // namespace tfmot_ternary
+
+#define TFMOT_TERNARY_VECTOR_SPACE avx2
+#define TFMOT_TERNARY_VECTOR TFMOT_TERNARY_AVX2
+#define TFMOT_TERNARY_VECTOR_INLINE TFMOT_TERNARY_AVX2_INLINE
+#include "custom_ops/kernels/codecs_body.h"
 
 #endif  // TFMOT_TERNARY_KERNELS_AVX2_H_

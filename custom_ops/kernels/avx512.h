@@ -22,7 +22,7 @@
 
 #include "custom_ops/kernels/gemm.h"
 
-#define TFMOT_TERNARY_AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+#define TFMOT_TERNARY_AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl"
 #define TFMOT_TERNARY_AVX512 __attribute__((target(TFMOT_TERNARY_AVX512_FEATURES)))
 #define TFMOT_TERNARY_AVX512_INLINE \
   inline __attribute__((always_inline, target(TFMOT_TERNARY_AVX512_FEATURES)))

@@ -16,6 +16,12 @@ inline int64_t& Failures() {
   return failures;
 }
 
+// Checks that this process has made.
+inline int64_t& Checks() {
+  static int64_t checks = 0;
+  return checks;
+}
+
 inline void Fail(const char* file, int line, const std::string& text, const std::string& context) {
   if (++Failures() > 20) return;
   std::fprintf(stderr, "%s:%d: %s%s%s\n", file, line, text.c_str(), context.empty() ? "" : "; ",
@@ -46,6 +52,7 @@ void Print(std::ostringstream* text, const T& value) {
 template <typename A, typename B>
 void CheckEqual(const char* file, int line, const char* what, const A& got, const B& expected,
                 const std::string& context) {
+  ++Checks();
   if (got == expected) return;
   std::ostringstream text;
   text << what << ": expected ";
@@ -59,6 +66,7 @@ void CheckEqual(const char* file, int line, const char* what, const A& got, cons
 
 #define CHECK_TRUE(condition, context)                                                            \
   do {                                                                                            \
+    ++::tfmot_ternary::Checks();                                                                  \
     if (!(condition)) ::tfmot_ternary::Fail(__FILE__, __LINE__, "expected " #condition, context); \
   } while (false)
 

@@ -3,108 +3,124 @@
 #include <algorithm>
 #include <cstring>
 
+#include "custom_ops/kernels/float32_product.h"
+#include "custom_ops/kernels/patches.h"
 #include "custom_ops/kernels/product.h"
-#include "custom_ops/kernels/row.h"
 
 namespace tfmot_ternary {
 namespace {
 
-// Rows of y (patches) made at once, by the bytes of a patch: at most kSlabRows, fewer where that
-// exceeds 1 MiB.
-int64_t SlabRows(const Conv2DGeometry& geometry, int64_t patch_bytes) {
-  const int64_t fit = std::max<int64_t>(1, (int64_t{1} << 20) / patch_bytes);
-  return std::min({kSlabRows, fit, geometry.out_h * geometry.out_w});
+// Bounds of the patches that are made at once (a slab): they and their outputs should stay in the
+// second-level cache.
+constexpr int64_t kSlabBytes = int64_t{1} << 19;
+constexpr int64_t kMaxSlabRows = 768;
+
+// Patches that one task makes.
+constexpr int64_t kPatchesPerTask = 16;
+
+// Outputs for each thread from which it has a slab of its own and unpacks all weights.
+constexpr int64_t kOwnSlabRows = 64;
+
+int64_t Outputs(const Conv2DGeometry& geometry) { return geometry.out_h * geometry.out_w; }
+
+// Each thread makes and multiplies slabs of its own where there are enough outputs, because patches
+// come slowly from another core's cache. Otherwise the threads share a slab, so that each unpacks
+// only a part of the weights.
+bool HasSlabPerThread(const Conv2DGeometry& geometry, int num_threads) {
+  return num_threads > 1 && Outputs(geometry) >= num_threads * kOwnSlabRows;
 }
 
-int64_t ImageSize(const Conv2DGeometry& geometry) {
-  return geometry.in_h * geometry.in_w * geometry.in_c;
+// Slabs of nearly equal size, as many for each thread.
+int64_t SlabRows(const Conv2DGeometry& geometry, int64_t patch_bytes, int num_threads) {
+  const int64_t outputs = Outputs(geometry);
+  const int64_t threads = HasSlabPerThread(geometry, num_threads) ? num_threads : 1;
+  const int64_t most = std::max<int64_t>(1, std::min(kMaxSlabRows, kSlabBytes / patch_bytes));
+  return DivideUp(outputs, DivideUp(DivideUp(outputs, threads), most) * threads);
 }
 
 struct Pieces {
   int64_t slab_rows;
-  int8_t* image;       // kInt8: the quantized image
-  QuantizedRows rows;  // kInt8: the patches
-  float* patches;      // kFloat32
+  QuantizedImage image;  // kInt8
+  QuantizedRows rows;    // kInt8: a slab of patches for each thread that has its own
+  float* patches;        // kFloat32: the same
   ProductScratch scratch;
 };
 
 Pieces TakePieces(const PackedWeights& weights, const Conv2DGeometry& geometry,
                   Activations activations, int num_threads, Workspace* workspace) {
+  const int64_t slabs = HasSlabPerThread(geometry, num_threads) ? num_threads : 1;
   Pieces pieces = {};
   if (activations == Activations::kInt8) {
-    pieces.slab_rows = SlabRows(geometry, ActivationStride(weights.k));
-    pieces.image = workspace->Take<int8_t>(ImageSize(geometry));
-    pieces.rows = TakeQuantizedRows(weights, pieces.slab_rows, workspace);
+    pieces.slab_rows = SlabRows(geometry, ActivationStride(weights.k), num_threads);
+    pieces.image = TakeQuantizedImage(weights, geometry, workspace);
+    pieces.rows = TakeQuantizedRows(weights, slabs * pieces.slab_rows, workspace);
     pieces.scratch = TakeInt8Scratch(weights, num_threads, workspace);
   } else {
-    pieces.slab_rows = SlabRows(geometry, weights.k * static_cast<int64_t>(sizeof(float)));
-    pieces.patches = workspace->Take<float>(pieces.slab_rows * weights.k);
+    const int64_t patch_bytes = weights.k * static_cast<int64_t>(sizeof(float));
+    pieces.slab_rows = SlabRows(geometry, patch_bytes, num_threads);
+    pieces.patches = workspace->Take<float>(slabs * pieces.slab_rows * weights.k);
     pieces.scratch = TakeFloat32Scratch(weights, num_threads, workspace);
   }
   return pieces;
 }
 
-// Copies the patch of output `index` (row-major over out_h, out_w), zero outside the image.
-template <typename T>
-void CopyPatch(const Conv2DGeometry& geometry, const T* image, int64_t index, T* patch) {
-  const int64_t top = index / geometry.out_w * geometry.stride_h - geometry.pad_top;
-  const int64_t left = index % geometry.out_w * geometry.stride_w - geometry.pad_left;
-  const int64_t in_c = geometry.in_c;
-  for (int64_t i = 0; i < geometry.kernel_h; ++i) {
-    const int64_t h = top + i * geometry.dilation_h;
-    const bool row_inside = h >= 0 && h < geometry.in_h;
-    const T* row = image + h * geometry.in_w * in_c;
-    const bool run =
-        geometry.dilation_w == 1 && left >= 0 && left + geometry.kernel_w <= geometry.in_w;
-    if (row_inside && run) {
-      std::memcpy(patch, row + left * in_c, geometry.kernel_w * in_c * sizeof(T));
-      patch += geometry.kernel_w * in_c;
-      continue;
-    }
-    for (int64_t j = 0; j < geometry.kernel_w; ++j, patch += in_c) {
-      const int64_t w = left + j * geometry.dilation_w;
-      if (row_inside && w >= 0 && w < geometry.in_w) {
-        std::memcpy(patch, row + w * in_c, in_c * sizeof(T));
-      } else {
-        std::memset(patch, 0, in_c * sizeof(T));
-      }
-    }
-  }
-}
-
-struct PatchJob {
+struct ImageJob {
   const PackedWeights& weights;
   const Conv2DGeometry& geometry;
-  const RowKernel& row;
+  const Epilogue& epilogue;
+  const Kernels& kernels;
   const Pieces& pieces;
-  const float* x;  // the image, kFloat32
-  float scale_x;
-  int64_t begin;  // first output
-  int64_t count;
-  int64_t per_task;
+  Activations activations;
+  ThreadPool* pool;  // the threads that share a slab
+  const float* x;    // the image
+  float inverse;
+  float* y;
 };
 
-void CopyInt8Patches(void* arg, int64_t task, int /*worker*/) {
-  const PatchJob& job = *static_cast<const PatchJob*>(arg);
-  const int64_t k = job.weights.k;
-  const int64_t stride = ActivationStride(k);
-  const int64_t group_size = job.weights.layout == ScaleLayout::kGroup ? job.weights.group_size : k;
-  const int64_t end = std::min(job.count, (task + 1) * job.per_task);
-  for (int64_t i = task * job.per_task; i < end; ++i) {
-    int8_t* q = job.pieces.rows.q + i * stride;
-    CopyPatch<int8_t>(job.geometry, job.pieces.image, job.begin + i, q);
-    std::memset(q + k, 0, stride - k);
-    job.row.functions->sum_groups(q, k, group_size,
-                                  job.pieces.rows.sums + i * GroupCount(job.weights));
-    job.pieces.rows.scale_x[i] = job.scale_x;
+struct SlabJob {
+  const ImageJob& image;
+  int64_t begin;  // first output
+  int64_t count;
+  QuantizedRows rows;
+  float* patches;
+};
+
+void MakePatches(void* arg, int64_t task, int /*worker*/) {
+  const SlabJob& slab = *static_cast<const SlabJob*>(arg);
+  const ImageJob& job = slab.image;
+  const int64_t first = task * kPatchesPerTask;
+  const int64_t count = std::min(kPatchesPerTask, slab.count - first);
+  if (job.activations == Activations::kInt8) {
+    const QuantizedRows rows = RowsFrom(slab.rows, job.weights, first);
+    WriteInt8Patches(job.weights, job.geometry, job.x, job.inverse, job.pieces.image,
+                     *job.kernels.row, slab.begin + first, count, rows);
+  } else {
+    WriteFloat32Patches(job.geometry, job.x, *job.kernels.row, slab.begin + first, count,
+                        slab.patches + first * job.weights.k);
   }
 }
 
-void CopyFloat32Patches(void* arg, int64_t task, int /*worker*/) {
-  const PatchJob& job = *static_cast<const PatchJob*>(arg);
-  const int64_t end = std::min(job.count, (task + 1) * job.per_task);
-  for (int64_t i = task * job.per_task; i < end; ++i) {
-    CopyPatch<float>(job.geometry, job.x, job.begin + i, job.pieces.patches + i * job.weights.k);
+void RunSlab(void* arg, int64_t task, int worker) {
+  const ImageJob& job = *static_cast<const ImageJob*>(arg);
+  const int64_t begin = task * job.pieces.slab_rows;
+  const int64_t count = std::min(job.pieces.slab_rows, Outputs(job.geometry) - begin);
+  const int64_t first_row = worker * job.pieces.slab_rows;
+  SlabJob slab = {job, begin, count, {}, nullptr};
+  if (job.activations == Activations::kInt8) {
+    slab.rows = RowsFrom(job.pieces.rows, job.weights, first_row);
+  } else {
+    slab.patches = job.pieces.patches + first_row * job.weights.k;
+  }
+  RunTasks(job.pool, DivideUp(count, kPatchesPerTask), MakePatches, &slab);
+  // A worker with a slab of its own is the only thread of its product.
+  ProductScratch scratch = job.pieces.scratch;
+  scratch.base += worker * scratch.bytes_per_thread;
+  float* y = job.y + begin * job.weights.n;
+  if (job.activations == Activations::kInt8) {
+    MultiplyInt8(job.weights, slab.rows, count, job.epilogue, job.kernels, scratch, job.pool, y);
+  } else {
+    MultiplyFloat32(job.weights, slab.patches, count, job.epilogue, job.kernels, scratch, job.pool,
+                    y);
   }
 }
 
@@ -158,34 +174,28 @@ void Conv2D(const PackedWeights& weights, const Conv2DGeometry& geometry, const 
             const Epilogue& epilogue, Activations activations, const Kernels& kernels,
             void* workspace, ThreadPool* pool, float* y) {
   Workspace memory(workspace);
-  const Pieces pieces = TakePieces(weights, geometry, activations, ThreadCount(pool), &memory);
+  Pieces pieces = TakePieces(weights, geometry, activations, ThreadCount(pool), &memory);
   const bool int8 = activations == Activations::kInt8;
-  const int64_t image_size = ImageSize(geometry);
-  const int64_t outputs = geometry.out_h * geometry.out_w;
-  for (int64_t b = 0; b < geometry.batch; ++b, x += image_size) {
-    PatchJob job = {weights, geometry, *kernels.row, pieces, x, 0.0f, 0, 0, 0};
+  const bool own_slabs = HasSlabPerThread(geometry, ThreadCount(pool));
+  const int64_t rows = pieces.slab_rows * (own_slabs ? ThreadCount(pool) : 1);
+  const int64_t slabs = DivideUp(Outputs(geometry), pieces.slab_rows);
+  const int64_t image_size = geometry.in_h * geometry.in_w * geometry.in_c;
+  const int64_t y_size = Outputs(geometry) * weights.n;
+  if (int8) ClearPadding(weights, rows, pieces.rows);
+  for (int64_t b = 0; b < geometry.batch; ++b, x += image_size, y += y_size) {
+    ImageJob job = {
+        weights, geometry, epilogue, kernels, pieces, activations, own_slabs ? nullptr : pool,
+        x,       0.0f,     y};
     if (int8) {
-      float inverse;
-      if (RowScale(*kernels.row, x, image_size, &job.scale_x, &inverse)) {
-        kernels.row->functions->quantize(x, image_size, inverse, pieces.image);
-      } else {
-        std::memset(pieces.image, 0, image_size);
+      float scale_x;
+      if (!ReadImage(weights, geometry, x, *kernels.row, pool, &pieces.image, &scale_x,
+                     &job.inverse)) {
+        std::fill_n(y, y_size, scale_x);  // NaN
+        continue;
       }
+      std::fill_n(pieces.rows.scale_x, rows, scale_x);
     }
-    for (int64_t begin = 0; begin < outputs; begin += pieces.slab_rows) {
-      job.begin = begin;
-      job.count = std::min(pieces.slab_rows, outputs - begin);
-      job.per_task = 16;
-      const int64_t tasks = (job.count + job.per_task - 1) / job.per_task;
-      RunTasks(pool, tasks, int8 ? CopyInt8Patches : CopyFloat32Patches, &job);
-      if (int8) {
-        MultiplyInt8(weights, pieces.rows, job.count, epilogue, kernels, pieces.scratch, pool, y);
-      } else {
-        MultiplyFloat32(weights, pieces.patches, job.count, epilogue, kernels, pieces.scratch, pool,
-                        y);
-      }
-      y += job.count * weights.n;
-    }
+    RunTasks(own_slabs ? pool : nullptr, slabs, RunSlab, &job);
   }
 }
 

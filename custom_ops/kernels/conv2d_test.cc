@@ -176,9 +176,11 @@ void CheckNotFinite() {
   CHECK_TRUE(SetOutput(Padding::kSame, &g), "geometry");
   std::vector<float> x(18, 1.0f);
   x[4] = std::numeric_limits<float>::infinity();
-  const std::vector<float> y =
-      RunConv(matrix, g, x, {nullptr, Activation::kRelu}, Activations::kInt8, "avx2", nullptr);
-  for (size_t i = 0; i < y.size(); ++i) CHECK_EQUAL(std::isnan(y[i]), i < y.size() / 2, "image 0");
+  for (const char* level : kCpuLevels) {
+    const std::vector<float> y =
+        RunConv(matrix, g, x, {nullptr, Activation::kRelu}, Activations::kInt8, level, nullptr);
+    for (size_t i = 0; i < y.size(); ++i) CHECK_EQUAL(std::isnan(y[i]), i < y.size() / 2, level);
+  }
 }
 
 }  // namespace

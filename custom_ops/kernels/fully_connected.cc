@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "custom_ops/kernels/float32_product.h"
 #include "custom_ops/kernels/product.h"
 #include "custom_ops/kernels/row.h"
 

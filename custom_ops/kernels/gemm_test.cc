@@ -9,13 +9,13 @@
 
 #include "custom_ops/kernels/check.h"
 #include "custom_ops/kernels/kernels.h"
+#include "custom_ops/kernels/test_cpu.h"
 #include "custom_ops/kernels/test_data.h"
 
 namespace tfmot_ternary {
 namespace {
 
 constexpr uint64_t kSeed = 20251120;
-constexpr int64_t kMaxM = 33;
 
 enum class ActivationPattern { kRandom, kHigh, kLow, kLowest, kAlternating };
 
@@ -24,9 +24,16 @@ const char* Name(WeightPattern pattern) {
   return kNames[static_cast<int>(pattern)];
 }
 
-// A tile of kTileRows rows and kMaxM rows of x with the portable kernel's answer.
+const char* Name(ActivationPattern pattern) {
+  static constexpr const char* kNames[] = {"random", "all 127", "all -127", "all -128",
+                                           "127, -128 in turn"};
+  return kNames[static_cast<int>(pattern)];
+}
+
+// Up to kTileRows rows of W and m rows of x with the portable kernel's answer.
 struct Problem {
   Format format;
+  int rows;
   int64_t k, group_size, groups;
   WeightPattern weights;
   ActivationPattern activations;
@@ -35,19 +42,20 @@ struct Problem {
   Aligned<int32_t> sums;
   Aligned<int32_t> expected;
 
-  Problem(Format format_in, int64_t k_in, int64_t group_size_in, WeightPattern weights_in,
-          ActivationPattern activations_in, int64_t m, Random* random)
+  Problem(Format format_in, int rows_in, int64_t k_in, int64_t group_size_in,
+          WeightPattern weights_in, ActivationPattern activations_in, int64_t m, Random* random)
       : format(format_in),
+        rows(rows_in),
         k(k_in),
         group_size(group_size_in == 0 ? k_in : group_size_in),
         groups((k + group_size - 1) / group_size),
         weights(weights_in),
         activations(activations_in),
-        packed(kTileRows * RowBytes(format, k)),
+        packed(rows * RowBytes(format, k)),
         q(m * ActivationStride(k)),
         sums(m * groups),
         expected(m * groups * kTileRows) {
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < rows; ++r) {
       PackRow(format, MakeCodes(format, k, weights, random), &packed[r * RowBytes(format, k)]);
     }
     std::memset(q.data(), 0, q.size());
@@ -64,7 +72,7 @@ struct Problem {
   int Value(int64_t j, Random* random) const {
     switch (activations) {
       case ActivationPattern::kRandom:
-        return static_cast<int>(random->Integer(-127, 127));
+        return static_cast<int>(random->Integer(-128, 127));
       case ActivationPattern::kHigh:
         return 127;
       case ActivationPattern::kLow:
@@ -72,7 +80,7 @@ struct Problem {
       case ActivationPattern::kLowest:  // quantization never makes it, the kernels bear it
         return -128;
       case ActivationPattern::kAlternating:
-        return j % 2 == 0 ? 127 : -127;
+        return j % 2 == 0 ? 127 : -128;
     }
     return 0;
   }
@@ -80,15 +88,20 @@ struct Problem {
   std::string Describe() const {
     return std::string(FormatToken(format)) + " k=" + std::to_string(k) +
            " group_size=" + std::to_string(group_size) + " weights " + Name(weights) +
-           " activations " + std::to_string(static_cast<int>(activations)) +
-           " seed=" + std::to_string(kSeed);
+           " activations " + Name(activations) + " seed=" + std::to_string(kSeed);
   }
 
+  // Rows of W and of x in buffers of their own size, so that the sanitizers see one more being
+  // read.
   void Run(const GemmFunctions& gemm, int row_count, int64_t m, int32_t* acc) const {
     Aligned<uint8_t> scratch(static_cast<int64_t>(gemm.scratch_bytes(k)));
-    const GemmTile tile = {format, packed.data(), RowBytes(format, k), row_count,
-                           k,      groups,        group_size,          scratch.data()};
-    const GemmInput input = {q.data(), ActivationStride(k), sums.data(), m};
+    Aligned<uint8_t> w(row_count * RowBytes(format, k));
+    std::memcpy(w.data(), packed.data(), w.size());
+    Aligned<int8_t> x(m * ActivationStride(k));
+    std::memcpy(x.data(), q.data(), x.size());
+    const GemmTile tile = {format, w.data(), RowBytes(format, k), row_count,
+                           k,      groups,   group_size,          scratch.data()};
+    const GemmInput input = {x.data(), ActivationStride(k), sums.data(), m};
     if (gemm.load != nullptr) gemm.load(tile);
     if (!gemm.group_ranges || groups < 3) {
       gemm.multiply(tile, input, 0, groups, acc);
@@ -109,7 +122,6 @@ struct Problem {
   }
 
   void Compare(const GemmKernel& kernel, int row_count, int64_t m) const {
-    // Only as many rows as the kernel is told of, so that reading another is seen.
     Aligned<int32_t> acc(m * groups * kTileRows);
     Run(*kernel.functions, row_count, m, acc.data());
     for (int64_t i = 0; i < m * groups; ++i) {
@@ -131,7 +143,7 @@ struct Problem {
 // The portable kernel itself against the definition of the product.
 void CheckPortable(const Problem& problem, int64_t m) {
   std::vector<int8_t> codes(problem.k);
-  for (int r = 0; r < kTileRows; r += 7) {
+  for (int r = 0; r < problem.rows; r += 7) {
     UnpackRow(problem.format, &problem.packed[r * RowBytes(problem.format, problem.k)], problem.k,
               codes.data());
     for (int64_t i = 0; i < m; ++i) {
@@ -148,6 +160,17 @@ void CheckPortable(const Problem& problem, int64_t m) {
   }
 }
 
+// Numbers of rows of W and of x to go through with one problem.
+struct Counts {
+  std::vector<int> rows;
+  std::vector<int64_t> m;
+};
+
+template <typename T>
+T Largest(const std::vector<T>& values) {
+  return *std::max_element(values.begin(), values.end());
+}
+
 class GemmTest {
  public:
   GemmTest() {
@@ -155,79 +178,114 @@ class GemmTest {
     runs_.resize(count_);
   }
 
+  // All pairs of each element of `counts`, with all kernels of the format that take rows of k.
   void Check(Format format, int64_t k, int64_t group_size, WeightPattern weights,
-             ActivationPattern activations, const std::vector<int>& row_counts,
-             const std::vector<int64_t>& ms) {
+             ActivationPattern activations, const std::vector<Counts>& counts) {
     Random random(kSeed + static_cast<uint64_t>(k));
-    const int64_t m = *std::max_element(ms.begin(), ms.end());
-    Problem problem(format, k, group_size, weights, activations, m, &random);
+    int rows = 0;
+    int64_t m = 0;
+    for (const Counts& c : counts) {
+      rows = std::max(rows, Largest(c.rows));
+      m = std::max(m, Largest(c.m));
+    }
+    Problem problem(format, rows, k, group_size, weights, activations, m, &random);
     const Kernels portable = SelectKernels(kCpuPortable, format);
-    problem.Run(*portable.decode->functions, kTileRows, m, problem.expected.data());
+    problem.Run(*portable.decode->functions, rows, m, problem.expected.data());
     CheckPortable(problem, m);
     for (int i = 0; i < count_; ++i) {
-      if (kernels_[i].format != format || !Supported(kernels_[i])) continue;
-      for (int rows : row_counts) {
-        for (int64_t rows_of_x : ms) {
-          problem.Compare(kernels_[i], rows, rows_of_x);
-          ++runs_[i];
+      const GemmKernel& kernel = kernels_[i];
+      if (kernel.format != format || !Supported(kernel.cpu)) continue;
+      if (kernel.min_m > 1 && k > kLongestTiled) continue;
+      for (const Counts& c : counts) {
+        for (int row_count : c.rows) {
+          for (int64_t rows_of_x : c.m) {
+            problem.Compare(kernel, row_count, rows_of_x);
+            ++runs_[i];
+          }
         }
       }
     }
   }
 
-  bool Supported(const GemmKernel& kernel) const { return (host_ & kernel.cpu) == kernel.cpu; }
+  // Beyond kMaxTiledK no kernel with min_m > 1 is called; their scratch would be 32 bytes for each
+  // weight of a row.
+  static constexpr int64_t kLongestTiled = 100000;
 
-  // Says which kernels ran; one that the CPU has and that did not is a failure.
+  int64_t LargestBlock() const {
+    int64_t largest = 0;
+    for (int i = 0; i < count_; ++i) largest = std::max(largest, kernels_[i].functions->block_m);
+    return largest;
+  }
+
   void Report() const {
-    for (int i = 0; i < count_; ++i) {
-      const bool supported = Supported(kernels_[i]);
-      std::printf("%-24s %lld comparisons%s\n", kernels_[i].name, static_cast<long long>(runs_[i]),
-                  supported ? "" : " (not on this CPU)");
-      CHECK_TRUE(!supported || runs_[i] > 0, std::string(kernels_[i].name) + " did not run");
-    }
+    for (int i = 0; i < count_; ++i) RecordKernel(kernels_[i].name, kernels_[i].cpu, runs_[i]);
   }
 
  private:
-  const CpuFlags host_ = HostCpu();
   const GemmKernel* kernels_;
   int count_;
   std::vector<int64_t> runs_;
 };
 
-void Main() {
-  GemmTest test;
+constexpr int64_t kGroupSizes[] = {0, 32, 64, 128, 256};  // 0: one group
+
+// Row lengths, groups, rows of W and of x; random values.
+void CheckSizes(Format format, GemmTest* test) {
   std::vector<int> all_rows;
   for (int n = 1; n <= 17; ++n) all_rows.push_back(n);
-  all_rows.push_back(31);
-  all_rows.push_back(kTileRows);
-  const std::vector<int64_t> all_m = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, kMaxM};
-  const std::vector<int64_t> group_sizes = {0, 32, 64, 128, 256};
-  for (Format format : kFormats) {
-    for (int64_t k : RowLengths()) {
-      for (int64_t group_size : group_sizes) {
-        // All counts of rows at a few lengths, the corners at the others.
-        const bool full = k == 33 || k == 321 || k == 640;
-        test.Check(format, k, group_size, WeightPattern::kRandom, ActivationPattern::kRandom,
-                   full ? all_rows : std::vector<int>{1, 3, 16, 17, kTileRows},
-                   full ? all_m : std::vector<int64_t>{1, 2, 3, 5, 13});
-      }
+  for (int n : {23, 24, 25, 31, kTileRows}) all_rows.push_back(n);
+  // Around the blocks of rows of x inside the kernels, and past the largest block they ask for.
+  std::vector<int64_t> all_m = {15, 16, 17, 23, 24, 25, 31, 32, 33, 34, 47, 48, 49, 63, 64, 65};
+  for (int64_t m = 1; m <= 13; ++m) all_m.push_back(m);
+  all_m.push_back(test->LargestBlock() + 1);
+  const std::vector<Counts> many = {{all_rows, {1, 2, 5, 17}}, {{1, 16, 17, kTileRows}, all_m}};
+  const std::vector<Counts> few = {{{1, 3, 16, 17, kTileRows}, {1, 2, 3, 5, 13}},
+                                   {{16, kTileRows}, {16, 18, 33}}};
+  for (int64_t k : RowLengths()) {
+    // All counts at a few lengths, the corners at the others.
+    const bool all = k == 33 || k == 321 || k == 640;
+    for (int64_t group_size : kGroupSizes) {
+      test->Check(format, k, group_size, WeightPattern::kRandom, ActivationPattern::kRandom,
+                  all ? many : few);
     }
-    for (WeightPattern weights : {WeightPattern::kRandom, WeightPattern::kPlus,
-                                  WeightPattern::kMinus, WeightPattern::kZero}) {
-      for (ActivationPattern activations :
-           {ActivationPattern::kHigh, ActivationPattern::kLow, ActivationPattern::kLowest,
-            ActivationPattern::kAlternating}) {
-        for (int64_t k : {65, 2049, 100000}) {
-          for (int64_t group_size : {0, 64, 256}) {
-            test.Check(format, k, group_size, weights, activations, {5, kTileRows}, {1, 2});
-          }
+  }
+  for (int64_t group_size : kGroupSizes) {
+    test->Check(format, 100000, group_size, WeightPattern::kRandom, ActivationPattern::kRandom,
+                {{{kTileRows}, {1, 2, 17}}});
+  }
+}
+
+// The values that fill the sums of the kernels most.
+void CheckExtremes(Format format, GemmTest* test) {
+  for (WeightPattern weights : {WeightPattern::kRandom, WeightPattern::kPlus, WeightPattern::kMinus,
+                                WeightPattern::kZero}) {
+    for (ActivationPattern activations :
+         {ActivationPattern::kHigh, ActivationPattern::kLow, ActivationPattern::kLowest,
+          ActivationPattern::kAlternating}) {
+      for (int64_t k : {65, 2049}) {
+        for (int64_t group_size : kGroupSizes) {
+          test->Check(format, k, group_size, weights, activations,
+                      {{{5, kTileRows}, {1, 2, 5, 17}}});
         }
       }
+      for (int64_t group_size : {0, 128}) {
+        test->Check(format, 99999, group_size, weights, activations, {{{kTileRows}, {1, 5}}});
+      }
     }
-    test.Check(format, 100000, 0, WeightPattern::kRandom, ActivationPattern::kRandom, {kTileRows},
-               {1, 2});
-    test.Check(format, 100000, 32, WeightPattern::kRandom, ActivationPattern::kRandom, {kTileRows},
-               {1, 2});
+  }
+  // The longest row that the ops take.
+  for (WeightPattern weights : {WeightPattern::kPlus, WeightPattern::kMinus}) {
+    for (ActivationPattern activations : {ActivationPattern::kHigh, ActivationPattern::kLowest}) {
+      test->Check(format, kMaxK, 0, weights, activations, {{{4}, {1, 2}}});
+    }
+  }
+}
+
+void Main() {
+  GemmTest test;
+  for (Format format : kFormats) {
+    CheckSizes(format, &test);
+    CheckExtremes(format, &test);
   }
   test.Report();
 }

@@ -9,6 +9,7 @@
 #include "custom_ops/kernels/check.h"
 #include "custom_ops/kernels/fully_connected.h"
 #include "custom_ops/kernels/row.h"
+#include "custom_ops/kernels/test_cpu.h"
 #include "custom_ops/kernels/test_data.h"
 
 namespace tfmot_ternary {
@@ -53,7 +54,7 @@ int CheckPacking() {
     PackRow(format, codes, repacked.data());
     CHECK_TRUE(repacked == packed, line);
     for (int i = 0; i < count; ++i) {
-      if (table[i].format != format || (HostCpu() & table[i].cpu) != table[i].cpu) continue;
+      if (table[i].format != format || !Supported(table[i].cpu)) continue;
       std::vector<int8_t> unpacked(k);
       table[i].unpack(packed.data(), k, unpacked.data());
       CHECK_TRUE(unpacked == codes, std::string(table[i].name) + ": " + line);
@@ -106,8 +107,8 @@ int CheckFullyConnected() {
     if (layout == "group") weights.layout = ScaleLayout::kGroup;
     Epilogue epilogue = {has_bias != 0 ? bias.data() : nullptr, Activation::kNone};
     CHECK_TRUE(ParseActivation(activation.c_str(), &epilogue.activation), line);
-    for (const char* level : {"avx512vnni", "avx2", "portable"}) {
-      const Kernels kernels = SelectKernels(NarrowCpu(HostCpu(), level), weights.format);
+    for (const char* level : kCpuLevels) {
+      const Kernels kernels = KernelsAt(level, weights.format);
       Aligned<uint8_t> workspace(
           static_cast<int64_t>(FullyConnectedWorkspaceBytes(weights, m, Activations::kInt8, 1)));
       std::vector<float> y(m * n);

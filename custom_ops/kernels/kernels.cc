@@ -1,5 +1,6 @@
 #include "custom_ops/kernels/kernels.h"
 
+#include "custom_ops/kernels/float_kernel.h"
 #include "custom_ops/kernels/gemm.h"
 #include "custom_ops/kernels/row.h"
 
@@ -10,6 +11,7 @@ namespace tfmot_ternary {
 #define TFMOT_TERNARY_UNPACK(name, format, function, flags) \
   void function(const uint8_t* row, int64_t k, int8_t* out);
 #define TFMOT_TERNARY_ROW(name, functions, flags) extern const RowFunctions functions;
+#define TFMOT_TERNARY_FLOAT(name, format, functions, flags) extern const FloatFunctions functions;
 #include "custom_ops/kernels/kernels.inc"
 
 namespace {
@@ -28,6 +30,13 @@ constexpr UnpackKernel kUnpackKernels[] = {
 constexpr RowKernel kRowKernels[] = {
 #define TFMOT_TERNARY_ROW(name, functions, flags) {name, flags, &functions},
 #include "custom_ops/kernels/kernels.inc"
+};
+
+constexpr FloatKernel kFloatKernels[] = {
+#define TFMOT_TERNARY_FLOAT(name, format, functions, flags) \
+  {name, Format::format, flags, &functions},
+#include "custom_ops/kernels/kernels.inc"
+    {nullptr, Format::kT2, 0, nullptr},  // the end: an architecture may have no line
 };
 
 inline bool Has(CpuFlags flags, CpuFlags needed) { return (flags & needed) == needed; }
@@ -49,8 +58,13 @@ const RowKernel* RowKernels(int* count) {
   return kRowKernels;
 }
 
+const FloatKernel* FloatKernels(int* count) {
+  *count = sizeof(kFloatKernels) / sizeof(kFloatKernels[0]) - 1;
+  return kFloatKernels;
+}
+
 Kernels SelectKernels(CpuFlags flags, Format format) {
-  Kernels chosen = {format, nullptr, nullptr, nullptr, nullptr};
+  Kernels chosen = {format, nullptr, nullptr, nullptr, nullptr, nullptr};
   for (const GemmKernel& kernel : kGemmKernels) {
     if (kernel.format != format || !Has(flags, kernel.cpu)) continue;
     if (kernel.min_m <= 1) {
@@ -70,6 +84,12 @@ Kernels SelectKernels(CpuFlags flags, Format format) {
   for (const RowKernel& kernel : kRowKernels) {
     if (Has(flags, kernel.cpu)) {
       chosen.row = &kernel;
+      break;
+    }
+  }
+  for (const FloatKernel* kernel = kFloatKernels; kernel->functions != nullptr; ++kernel) {
+    if (kernel->format == format && Has(flags, kernel->cpu)) {
+      chosen.floats = kernel;
       break;
     }
   }

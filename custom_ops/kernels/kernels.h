@@ -9,6 +9,7 @@
 
 namespace tfmot_ternary {
 
+struct FloatKernel;   // float_kernel.h
 struct GemmKernel;    // gemm.h
 struct RowKernel;     // row.h
 struct UnpackKernel;  // row.h
@@ -19,6 +20,7 @@ struct Kernels {
   const GemmKernel* prefill;  // for many (see GemmKernel::min_m); the same as decode where none is
   const RowKernel* row;       // quantization, scales, bias
   const UnpackKernel* unpack;
+  const FloatKernel* floats;  // null where there is none
 };
 
 // A pure function of its arguments: the first lines of kernels.inc that fit (best first, portable

@@ -18,18 +18,6 @@ constexpr int64_t kGroupChunk = 8;
 // 1024 is even, 16 x 256 x 2048 is a tenth slower).
 constexpr int64_t kShortRow = 1024;
 
-// Rows of W unpacked at once for float32 products.
-constexpr int64_t kFloat32TileRows = 8;
-
-// Shares of the work per thread: more than one, so that a thread that comes late is helped out.
-constexpr int64_t kTasksPerThread = 4;
-
-int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t GroupSizeOf(const PackedWeights& weights) {
-  return weights.layout == ScaleLayout::kGroup ? weights.group_size : weights.k;
-}
-
 int64_t GroupsAtOnce(const GemmFunctions& gemm, int64_t groups) {
   return gemm.group_ranges ? std::min(groups, kGroupChunk) : groups;
 }
@@ -73,13 +61,6 @@ ThreadScratch TakeThreadScratch(const PackedWeights& weights, Workspace* workspa
     scratch.scales = workspace->Take<float>(groups * kTileRows);
     scratch.sums = workspace->Take<float>(block_m * kTileRows);
   }
-  return scratch;
-}
-
-ProductScratch TakeScratch(size_t bytes_per_thread, int num_threads, Workspace* workspace) {
-  ProductScratch scratch;
-  scratch.bytes_per_thread = bytes_per_thread;
-  scratch.base = workspace->Take<uint8_t>(static_cast<int64_t>(bytes_per_thread) * num_threads);
   return scratch;
 }
 
@@ -163,50 +144,6 @@ void RunInt8Task(void* arg, int64_t task, int worker) {
   }
 }
 
-struct Float32Job {
-  const PackedWeights& weights;
-  const float* x;
-  int64_t m;
-  const Epilogue& epilogue;
-  const Kernels& kernels;
-  const ProductScratch& scratch;
-  float* y;
-};
-
-void RunFloat32Task(void* arg, int64_t task, int worker) {
-  const Float32Job& job = *static_cast<const Float32Job*>(arg);
-  const PackedWeights& weights = job.weights;
-  const RowFunctions& row = *job.kernels.row->functions;
-  const int64_t n_begin = task * kFloat32TileRows;
-  const int count = static_cast<int>(std::min(kFloat32TileRows, weights.n - n_begin));
-  const int64_t row_bytes = RowBytes(weights.format, weights.k);
-  const int64_t groups = GroupCount(weights);
-  const int64_t group_size = GroupSizeOf(weights);
-  const float* bias = job.epilogue.bias == nullptr ? nullptr : job.epilogue.bias + n_begin;
-  int8_t* w = reinterpret_cast<int8_t*>(job.scratch.base + worker * job.scratch.bytes_per_thread);
-  for (int r = 0; r < count; ++r) {
-    job.kernels.unpack->unpack(weights.data + (n_begin + r) * row_bytes, weights.k,
-                               w + r * weights.k);
-  }
-  for (int64_t i = 0; i < job.m; ++i) {
-    const float* x = job.x + i * weights.k;
-    float sums[kFloat32TileRows];
-    for (int r = 0; r < count; ++r) {
-      const bool one_scale = weights.layout == ScaleLayout::kTensor;
-      const float* scales = weights.scales + (one_scale ? 0 : (n_begin + r) * groups);
-      float sum = 0.0f;
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t begin = g * group_size;
-        const int64_t size = std::min(group_size, weights.k - begin);
-        sum += scales[g] * row.dot(x + begin, w + r * weights.k + begin, size);
-      }
-      sums[r] = sum;
-    }
-    row.finish_groups(sums, count, 1.0f, bias, job.epilogue.activation,
-                      job.y + i * weights.n + n_begin);
-  }
-}
-
 }  // namespace
 
 QuantizedRows TakeQuantizedRows(const PackedWeights& weights, int64_t m, Workspace* workspace) {
@@ -217,6 +154,25 @@ QuantizedRows TakeQuantizedRows(const PackedWeights& weights, int64_t m, Workspa
   return rows;
 }
 
+QuantizedRows RowsFrom(const QuantizedRows& rows, const PackedWeights& weights, int64_t first) {
+  return {rows.q + first * ActivationStride(weights.k), rows.sums + first * GroupCount(weights),
+          rows.scale_x + first};
+}
+
+void ClearPadding(const PackedWeights& weights, int64_t m, const QuantizedRows& rows) {
+  const int64_t stride = ActivationStride(weights.k);
+  for (int64_t i = 0; i < m; ++i) {
+    std::memset(rows.q + i * stride + weights.k, 0, static_cast<size_t>(stride - weights.k));
+  }
+}
+
+ProductScratch TakeScratch(size_t bytes_per_thread, int num_threads, Workspace* workspace) {
+  ProductScratch scratch;
+  scratch.bytes_per_thread = bytes_per_thread;
+  scratch.base = workspace->Take<uint8_t>(static_cast<int64_t>(bytes_per_thread) * num_threads);
+  return scratch;
+}
+
 ProductScratch TakeInt8Scratch(const PackedWeights& weights, int num_threads,
                                Workspace* workspace) {
   Workspace measure(nullptr);
@@ -224,17 +180,11 @@ ProductScratch TakeInt8Scratch(const PackedWeights& weights, int num_threads,
   return TakeScratch(measure.used(), num_threads, workspace);
 }
 
-ProductScratch TakeFloat32Scratch(const PackedWeights& weights, int num_threads,
-                                  Workspace* workspace) {
-  Workspace measure(nullptr);
-  measure.Take<int8_t>(kFloat32TileRows * weights.k);
-  return TakeScratch(measure.used(), num_threads, workspace);
-}
-
 void MultiplyInt8(const PackedWeights& weights, const QuantizedRows& rows, int64_t m,
                   const Epilogue& epilogue, const Kernels& kernels, const ProductScratch& scratch,
                   ThreadPool* pool, float* y) {
   const GemmFunctions& gemm = *ChooseGemm(kernels, weights, m).functions;
+  if (m * weights.n * weights.k < kParallelProduct) pool = nullptr;
   const int64_t threads = ThreadCount(pool);
   const int64_t tiles = DivideUp(weights.n, kTileRows);
   const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;
@@ -246,16 +196,12 @@ void MultiplyInt8(const PackedWeights& weights, const QuantizedRows& rows, int64
   RunTasks(pool, job.n_tasks * DivideUp(m, job.m_per_task), RunInt8Task, &job);
 }
 
-void MultiplyFloat32(const PackedWeights& weights, const float* x, int64_t m,
-                     const Epilogue& epilogue, const Kernels& kernels,
-                     const ProductScratch& scratch, ThreadPool* pool, float* y) {
-  Float32Job job = {weights, x, m, epilogue, kernels, scratch, y};
-  RunTasks(pool, DivideUp(weights.n, kFloat32TileRows), RunFloat32Task, &job);
+bool RowScale(const RowKernel& row, const float* x, int64_t count, float* scale_x, float* inverse) {
+  return ScaleOfLargest(row.functions->largest_bits(x, count), scale_x, inverse);
 }
 
-bool RowScale(const RowKernel& row, const float* x, int64_t count, float* scale_x, float* inverse) {
+bool ScaleOfLargest(uint32_t bits, float* scale_x, float* inverse) {
   constexpr uint32_t kInfinityBits = 0x7f800000;
-  const uint32_t bits = row.functions->largest_bits(x, count);
   if (bits >= kInfinityBits) {
     *scale_x = std::numeric_limits<float>::quiet_NaN();
     *inverse = 0.0f;

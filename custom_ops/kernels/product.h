@@ -18,6 +18,15 @@ namespace tfmot_ternary {
 // weights costs about as much as 8 rows, so that 256 keep its share near 3 %.
 constexpr int64_t kSlabRows = 256;
 
+// Shares of the work per thread: more than one, so that a thread that comes late is helped out.
+constexpr int64_t kTasksPerThread = 4;
+
+// Multiply-accumulates of int8 from which a product is worth a second thread: half a microsecond of
+// work, the time of a hand-off.
+constexpr int64_t kParallelProduct = int64_t{1} << 17;
+
+inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Rows quantized to int8.
 struct QuantizedRows {
   int8_t* q;       // [m, ActivationStride(k)]
@@ -27,29 +36,32 @@ struct QuantizedRows {
 
 QuantizedRows TakeQuantizedRows(const PackedWeights& weights, int64_t m, Workspace* workspace);
 
+// The rows from `first` on.
+QuantizedRows RowsFrom(const QuantizedRows& rows, const PackedWeights& weights, int64_t first);
+
+// Writes the zeros behind each of m rows.
+void ClearPadding(const PackedWeights& weights, int64_t m, const QuantizedRows& rows);
+
 // Scratch of the threads, for either product. Take it after everything that is shared.
 struct ProductScratch {
   uint8_t* base;
   size_t bytes_per_thread;
 };
 
+ProductScratch TakeScratch(size_t bytes_per_thread, int num_threads, Workspace* workspace);
 ProductScratch TakeInt8Scratch(const PackedWeights& weights, int num_threads, Workspace* workspace);
-ProductScratch TakeFloat32Scratch(const PackedWeights& weights, int num_threads,
-                                  Workspace* workspace);
 
 // y[m, n] from m rows of int8.
 void MultiplyInt8(const PackedWeights& weights, const QuantizedRows& rows, int64_t m,
                   const Epilogue& epilogue, const Kernels& kernels, const ProductScratch& scratch,
                   ThreadPool* pool, float* y);
 
-// y[m, n] from x[m, k] in float32.
-void MultiplyFloat32(const PackedWeights& weights, const float* x, int64_t m,
-                     const Epilogue& epilogue, const Kernels& kernels,
-                     const ProductScratch& scratch, ThreadPool* pool, float* y);
-
 // The scale of a row of `count` values for int8, and the factor that quantizes it.
 // Returns false when a value is not finite.
 bool RowScale(const RowKernel& row, const float* x, int64_t count, float* scale_x, float* inverse);
+
+// The same from the bits of the largest |x| (RowFunctions::largest_bits).
+bool ScaleOfLargest(uint32_t bits, float* scale_x, float* inverse);
 
 // fn on every task, on the pool or, where that is null, on the calling thread.
 inline void RunTasks(ThreadPool* pool, int64_t tasks, ThreadPool::Task fn, void* arg) {

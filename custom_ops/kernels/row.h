@@ -31,6 +31,9 @@ struct RowFunctions {
   void (*finish_groups)(const float* sums, int count, float scale_x, const float* bias,
                         Activation activation, float* y);
 
+  // Copies `runs` pieces of `bytes` bytes, `stride` bytes apart, one behind the other.
+  void (*copy_runs)(const uint8_t* from, int64_t stride, int64_t runs, int64_t bytes, uint8_t* to);
+
   // Sum of x * w over one group, in float32.
   float (*dot)(const float* x, const int8_t* w, int64_t count);
   // out = w * scale.

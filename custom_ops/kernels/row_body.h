@@ -127,6 +127,22 @@ TFMOT_TERNARY_INLINE void FinishGroups(const float* sums, int count, float scale
   for (int r = 0; r < count; ++r) y[r] = Activate(y[r], activation);
 }
 
+// A step of a fixed size is a few vector moves, where memcpy is a call: half the time for a patch
+// of three runs of 192 bytes.
+TFMOT_TERNARY_INLINE void CopyRuns(const uint8_t* from, int64_t stride, int64_t runs, int64_t bytes,
+                                   uint8_t* to) {
+  for (int64_t r = 0; r < runs; ++r, from += stride) {
+    int64_t i = 0;
+    for (; i + 64 <= bytes; i += 64) std::memcpy(to + i, from + i, 64);
+    if (bytes & 32) std::memcpy(to + i, from + i, 32), i += 32;
+    if (bytes & 16) std::memcpy(to + i, from + i, 16), i += 16;
+    if (bytes & 8) std::memcpy(to + i, from + i, 8), i += 8;
+    if (bytes & 4) std::memcpy(to + i, from + i, 4), i += 4;
+    for (; i < bytes; ++i) to[i] = from[i];
+    to += bytes;
+  }
+}
+
 TFMOT_TERNARY_INLINE float Dot(const float* x, const int8_t* w, int64_t count) {
   constexpr int kChains = 16;
   float chains[kChains] = {};
@@ -175,6 +191,10 @@ TFMOT_TERNARY_INLINE void Scale(const int8_t* w, int64_t count, float scale, flo
                              Activation activation, float* y) {                                   \
       row_body::FinishGroups(sums, count, scale_x, bias, activation, y);                          \
     }                                                                                             \
+    target void CopyRuns(const uint8_t* from, int64_t stride, int64_t runs, int64_t bytes,        \
+                         uint8_t* to) {                                                           \
+      row_body::CopyRuns(from, stride, runs, bytes, to);                                          \
+    }                                                                                             \
     target float Dot(const float* x, const int8_t* w, int64_t count) {                            \
       return row_body::Dot(x, w, count);                                                          \
     }                                                                                             \
@@ -191,6 +211,7 @@ TFMOT_TERNARY_INLINE void Scale(const int8_t* w, int64_t count, float scale, flo
       transpose,                                                                                  \
       name##_detail::AddGroups,                                                                   \
       name##_detail::FinishGroups,                                                                \
+      name##_detail::CopyRuns,                                                                    \
       name##_detail::Dot,                                                                         \
       name##_detail::Scale,                                                                       \
   };

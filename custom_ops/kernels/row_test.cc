@@ -14,6 +14,7 @@
 #include "custom_ops/kernels/gemm.h"
 #include "custom_ops/kernels/kernels.h"
 #include "custom_ops/kernels/product.h"
+#include "custom_ops/kernels/test_cpu.h"
 #include "custom_ops/kernels/test_data.h"
 
 namespace tfmot_ternary {
@@ -219,25 +220,25 @@ void CheckUnpack(const UnpackKernel& kernel) {
 }
 
 void Main() {
-  const CpuFlags host = HostCpu();
   int count;
   const RowKernel* rows = RowKernels(&count);
   const RowKernel& portable = rows[count - 1];
   CHECK_EQUAL(portable.cpu, static_cast<CpuFlags>(kCpuPortable), portable.name);
   for (int i = 0; i < count; ++i) {
-    const bool supported = (host & rows[i].cpu) == rows[i].cpu;
-    std::printf("%-24s %s\n", rows[i].name, supported ? "compared" : "not on this CPU");
-    if (!supported) continue;
-    CheckQuantization(rows[i], portable);
-    CheckEpilogue(rows[i], portable);
-    CheckTranspose(rows[i]);
-    CheckFloatRows(rows[i], portable);
+    const int64_t before = Checks();
+    if (Supported(rows[i].cpu)) {
+      CheckQuantization(rows[i], portable);
+      CheckEpilogue(rows[i], portable);
+      CheckTranspose(rows[i]);
+      CheckFloatRows(rows[i], portable);
+    }
+    RecordKernel(rows[i].name, rows[i].cpu, Checks() - before);
   }
   const UnpackKernel* unpackers = UnpackKernels(&count);
   for (int i = 0; i < count; ++i) {
-    const bool supported = (host & unpackers[i].cpu) == unpackers[i].cpu;
-    std::printf("%-24s %s\n", unpackers[i].name, supported ? "compared" : "not on this CPU");
-    if (supported) CheckUnpack(unpackers[i]);
+    const int64_t before = Checks();
+    if (Supported(unpackers[i].cpu)) CheckUnpack(unpackers[i]);
+    RecordKernel(unpackers[i].name, unpackers[i].cpu, Checks() - before);
   }
 }
 

@@ -108,8 +108,9 @@ constexpr Format kFormats[kFormatCount] = {Format::kT2, Format::kT5, Format::kB1
 
 // Around every vector width, block and group.
 inline std::vector<int64_t> RowLengths() {
-  return {1,   3,   4,   5,   31,  32,  33,  63,   64,   65,   127,  128,  129,  255,  256,  257,
-          319, 320, 321, 511, 512, 513, 640, 1023, 1024, 1025, 1279, 1280, 1281, 2047, 2048, 2049};
+  return {1,   3,   4,   5,   15,  16,  17,   31,   32,   33,   47,   48,   49,   63,   64,
+          65,  95,  96,  97,  127, 128, 129,  191,  193,  255,  256,  257,  319,  320,  321,
+          383, 385, 511, 512, 513, 640, 1023, 1024, 1025, 1279, 1280, 1281, 2047, 2048, 2049};
 }
 
 }  // namespace tfmot_ternary

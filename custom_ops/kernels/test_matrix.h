@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "custom_ops/kernels/kernels.h"
+#include "custom_ops/kernels/test_cpu.h"
 #include "custom_ops/kernels/test_data.h"
 #include "custom_ops/kernels/weights.h"
 
@@ -59,13 +59,6 @@ struct TestMatrix {
            " group_size=" + std::to_string(weights.group_size) + " seed=" + std::to_string(seed);
   }
 };
-
-// The levels that TFMOT_TERNARY_CPU takes, each of which some CPU has.
-constexpr const char* kCpuLevels[] = {"avx512vnni", "avx2", "portable"};
-
-inline Kernels KernelsAt(const char* level, Format format) {
-  return SelectKernels(NarrowCpu(HostCpu(), level), format);
-}
 
 }  // namespace tfmot_ternary
 

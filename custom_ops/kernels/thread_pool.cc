@@ -7,9 +7,11 @@
 namespace tfmot_ternary {
 namespace {
 
-// Turns of the waiting loop before a thread sleeps: about 20 microseconds where a pause takes 40
-// cycles. Longer than the gap between two ops of a graph, short against a time slice.
-constexpr int kSpinTurns = 2000;
+// Turns of the waiting loop before a thread sleeps: about 200 microseconds where a pause takes 40
+// cycles. Longer than what lies between two products of a graph (the quantization of a long prompt
+// takes 20, its normalization more), because a sleeper comes too late for a product of less than
+// about 50 microseconds.
+constexpr int kSpinTurns = 20000;
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -23,6 +25,7 @@ inline void Pause() {
 
 ThreadPool::ThreadPool(int num_threads) {
   if (num_threads <= 1) return;
+  shares_ = std::make_unique<Share[]>(num_threads);
   workers_ = std::make_unique<Worker[]>(num_threads - 1);
   for (int i = 0; i < num_threads - 1; ++i) {
     Worker& worker = workers_[i];
@@ -51,18 +54,22 @@ void ThreadPool::ParallelFor(int64_t tasks, Task fn, void* arg) {
   }
   fn_ = fn;
   arg_ = arg;
-  tasks_ = tasks;
   unfinished_.store(tasks);
-  const uint64_t job = (ticket_.load() >> 32) + 1;
-  ticket_.store((job << 32) | static_cast<uint64_t>(tasks));
-  // Sequentially consistent with the worker's "++sleeping_, then look for work": one of the two
+  const uint64_t job = job_.load() + 1;
+  const int64_t threads = num_threads();
+  for (int64_t i = 0; i < threads; ++i) {
+    const int64_t end = (i + 1) * tasks / threads;
+    shares_[i].end = end;
+    shares_[i].ticket.store((job << 32) | static_cast<uint64_t>(end - i * tasks / threads));
+  }
+  job_.store(job);
+  // Sequentially consistent with the worker's "++sleeping_, then look at job_": one of the two
   // sees the other.
   if (sleeping_.load() != 0) {
     std::lock_guard<std::mutex> lock(mutex_);
     work_.notify_all();
   }
-  while (RunOneTask(0)) {
-  }
+  RunShares(0);
   for (int turn = 0; turn < kSpinTurns; ++turn) {
     if (unfinished_.load() == 0) return;
     Pause();
@@ -73,13 +80,22 @@ void ThreadPool::ParallelFor(int64_t tasks, Task fn, void* arg) {
   caller_sleeping_.store(false);
 }
 
-bool ThreadPool::RunOneTask(int index) {
-  uint64_t ticket = ticket_.load();
+void ThreadPool::RunShares(int index) {
+  const int threads = num_threads();
+  for (int i = 0; i < threads; ++i) {
+    Share* share = &shares_[(index + i) % threads];
+    while (RunOneTask(share, index)) {
+    }
+  }
+}
+
+bool ThreadPool::RunOneTask(Share* share, int index) {
+  uint64_t ticket = share->ticket.load();
   do {
     if ((ticket & kRemainingMask) == 0) return false;
-  } while (!ticket_.compare_exchange_weak(ticket, ticket - 1));
+  } while (!share->ticket.compare_exchange_weak(ticket, ticket - 1));
   // The claimed task is unfinished, so the job's members stay as they are.
-  const int64_t task = tasks_ - static_cast<int64_t>(ticket & kRemainingMask);
+  const int64_t task = share->end - static_cast<int64_t>(ticket & kRemainingMask);
   fn_(arg_, task, index);
   if (unfinished_.fetch_sub(1) == 1 && caller_sleeping_.load()) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -95,19 +111,19 @@ void* ThreadPool::WorkerMain(void* worker) {
 }
 
 void ThreadPool::WorkerLoop(int index) {
-  while (!stop_.load()) {
-    while (RunOneTask(index)) {
+  uint64_t seen = 0;
+  const auto awake = [this, &seen] { return job_.load() != seen || stop_.load(); };
+  for (;;) {
+    for (int turn = 0; turn < kSpinTurns && !awake(); ++turn) Pause();
+    if (!awake()) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      sleeping_.fetch_add(1);
+      work_.wait(lock, awake);
+      sleeping_.fetch_sub(1);
     }
-    bool found = false;
-    for (int turn = 0; turn < kSpinTurns && !found; ++turn) {
-      found = HasWork() || stop_.load();
-      Pause();
-    }
-    if (found) continue;
-    std::unique_lock<std::mutex> lock(mutex_);
-    sleeping_.fetch_add(1);
-    work_.wait(lock, [this] { return HasWork() || stop_.load(); });
-    sleeping_.fetch_sub(1);
+    if (stop_.load()) return;
+    seen = job_.load();
+    RunShares(index);
   }
 }
 

@@ -27,6 +27,11 @@ inline int64_t GroupCount(const PackedWeights& weights) {
   return (weights.k + weights.group_size - 1) / weights.group_size;
 }
 
+// Weights that share a scale.
+inline int64_t GroupSizeOf(const PackedWeights& weights) {
+  return weights.layout == ScaleLayout::kGroup ? weights.group_size : weights.k;
+}
+
 inline bool IsValidGroupSize(int64_t group_size) {
   return group_size == 32 || group_size == 64 || group_size == 128 || group_size == 256;
 }

@@ -1,0 +1,325 @@
+// Kernels for few rows of x, for the vectors and codecs of the including file (codecs_body.h) and a
+// way to multiply, `Dot`: weights are read in place, and every packed byte once for one or several
+// rows of x.
+#ifndef TFMOT_TERNARY_KERNELS_DECODE_BODY_H_
+#define TFMOT_TERNARY_KERNELS_DECODE_BODY_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "custom_ops/kernels/gemm.h"
+
+namespace tfmot_ternary {
+namespace TFMOT_TERNARY_VECTOR_SPACE {
+
+// The sum over the accumulators of a row, each divided by its multiple. In 16 bits 8 packed vectors
+// may have gone in: t2 16 products of 512 and as many of 4 * 512, divided; t5 40 of 512; b1, bit by
+// bit, 16 of 256, 512, 1024 and 2048, where a partial sum reaches -32768.
+template <class Codec, class Dot, int a = 0>
+TFMOT_TERNARY_VECTOR_INLINE Vector Total(const Vector* acc) {
+  if constexpr (a == Codec::kAccumulators - 1) {
+    return acc[a];
+  } else {
+    const Vector rest = Total<Codec, Dot, a + 1>(acc);
+    if constexpr (Dot::kWide) {
+      return Add32(acc[a], Divide32<Codec::kStep>(rest));
+    } else {
+      return Add16(acc[a], Divide16<Codec::kStep>(rest));
+    }
+  }
+}
+
+// R rows of W times M rows of x, one group. Each packed vector meets kFields vectors of q. Packs of
+// indices unroll for certain: accumulators that gcc 12 finds indexed by a loop stay in memory.
+template <class Codec, class Dot, int R, int M>
+struct Rows {
+  static constexpr int kSums = R * M;
+  static constexpr int kAccumulators = Codec::kAccumulators;
+  static constexpr int64_t kSpanBytes = 8 * kVectorBytes;  // until sums of 16 bits are widened
+  using Sums = std::make_index_sequence<kSums>;
+  using Accumulators = Vector[kSums * kAccumulators];
+
+  template <size_t... j>
+  static TFMOT_TERNARY_VECTOR_INLINE void Clear(Accumulators& acc, std::index_sequence<j...>) {
+    ((acc[j] = Zero()), ...);
+  }
+
+  template <int f, size_t... j>
+  static TFMOT_TERNARY_VECTOR_INLINE void AddFields(const typename Codec::Block* blocks,
+                                                    const int8_t* q, int64_t stride, int64_t step,
+                                                    Accumulators& acc, std::index_sequence<j...> s) {
+    if constexpr (f < Codec::kFields) {
+      (Dot::Add(Codec::template Field<f>(blocks[j / M]), Load(q + j % M * stride + f * step),
+                &acc[j * kAccumulators + Codec::Accumulator(f)]),
+       ...);
+      AddFields<f + 1>(blocks, q, stride, step, acc, s);
+    }
+  }
+
+  // A vector of packed bytes, or its first `count`, of each row, with the activations of field 0 at
+  // q.
+  template <bool kPart, size_t... r>
+  static TFMOT_TERNARY_VECTOR_INLINE void AddVector(const uint8_t* rows, int64_t row_bytes,
+                                                    int64_t count, const int8_t* q, int64_t stride,
+                                                    int64_t step, Accumulators& acc,
+                                                    std::index_sequence<r...>) {
+    Vector bytes[R] = {kPart ? LoadPart(rows + r * row_bytes, count) : Load(rows + r * row_bytes)...};
+    (HoldInRegister(&bytes[r]), ...);
+    const typename Codec::Block blocks[R] = {Codec::MakeBlock(bytes[r])...};
+    AddFields<0>(blocks, q, stride, step, acc, Sums());
+  }
+
+  // Adds the sums in 16 bits to those in 32.
+  template <size_t... j>
+  static TFMOT_TERNARY_VECTOR_INLINE void Widen(const Accumulators& acc, Vector* totals,
+                                                std::index_sequence<j...>) {
+    ((totals[j] = Add32(totals[j], AddPairs16(Total<Codec, Dot>(acc + j * kAccumulators)))), ...);
+  }
+
+  // totals[r * M + i]: the lanes of the sum of code * q.
+  static TFMOT_TERNARY_VECTOR_INLINE void Run(const GemmTile& tile, int first_row, const int8_t* q,
+                                              int64_t stride, Vector* totals) {
+    constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
+    constexpr auto kRows = std::make_index_sequence<R>();
+    const int64_t row_bytes = tile.row_bytes;
+    const uint8_t* rows = tile.rows + first_row * row_bytes;
+    const uint8_t* full_end = rows + tile.k / kBlockWeights * kBlockBytes;
+    Accumulators acc;
+    Clear(acc, std::make_index_sequence<kSums * kAccumulators>());
+    for (int j = 0; j < kSums; ++j) totals[j] = Zero();
+    while (rows != full_end) {
+      const int64_t span = Dot::kWide ? full_end - rows : std::min(kSpanBytes, full_end - rows);
+      for (const uint8_t* end = rows + span; rows != end; rows += kBlockBytes) {
+        AddVector<false>(rows, row_bytes, kVectorBytes, q, stride, kBlockBytes, acc, kRows);
+        if constexpr (kVectorBytes < kBlockBytes) {
+          AddVector<false>(rows + kVectorBytes, row_bytes, kVectorBytes, q + kVectorBytes, stride,
+                           kBlockBytes, acc, kRows);
+        }
+        q += kBlockWeights;
+      }
+      if constexpr (!Dot::kWide) {
+        Widen(acc, totals, Sums());
+        Clear(acc, std::make_index_sequence<kSums * kAccumulators>());
+      }
+    }
+    const int64_t rest = tile.k % kBlockWeights;
+    if (rest > 0) {
+      const int64_t size = ShortBlockBytes(Codec::kFormat, rest);
+      AddVector<true>(rows, row_bytes, size, q, stride, size, acc, kRows);
+      if (size > kVectorBytes) {
+        AddVector<true>(rows + kVectorBytes, row_bytes, size - kVectorBytes, q + kVectorBytes,
+                        stride, size, acc, kRows);
+      }
+    }
+    if constexpr (Dot::kWide) {
+      for (int j = 0; j < kSums; ++j) totals[j] = Total<Codec, Dot>(acc + j * kAccumulators);
+    } else {
+      Widen(acc, totals, Sums());
+    }
+  }
+};
+
+// Rows r to r + R - 1 of the tile times M rows of x; R * M = 4 or less. kAtOnce rows of W share the
+// loads of q.
+template <class Codec, class Dot, int kAtOnce, int R, int M>
+TFMOT_TERNARY_VECTOR_INLINE void MultiplyRows(const GemmTile& tile, const GemmInput& input, int r,
+                                              int64_t i, int32_t* out) {
+  Vector totals[4];
+  const int8_t* q = input.q + i * input.stride;
+  for (int s = 0; s < R; s += kAtOnce) {
+    Rows<Codec, Dot, kAtOnce, M>::Run(tile, r + s, q, input.stride, totals + s * M);
+  }
+  for (int j = R * M; j < 4; ++j) totals[j] = Zero();
+  alignas(16) int32_t sums[4];
+  _mm_store_si128(reinterpret_cast<__m128i*>(sums),
+                  SumLanes4(totals[0], totals[1], totals[2], totals[3]));
+  for (int j = 0; j < R * M; ++j) {
+    out[j % M * kTileRows + j / M] = Codec::kSumFactor * sums[j] - input.sums[i + j % M];
+  }
+}
+
+// All rows of the tile times rows i to i + M - 1 of x.
+template <class Codec, class Dot, int M>
+TFMOT_TERNARY_VECTOR void MultiplyOneGroup(const GemmTile& tile, const GemmInput& input, int64_t i,
+                                           int32_t* acc) {
+  constexpr int kRows = 4 / M;
+  constexpr int kAtOnce = std::min(kRows, Codec::kRowsAtOnce);
+  int32_t* out = acc + i * kTileRows;
+  int r = 0;
+  for (; r + kRows <= tile.row_count; r += kRows) {
+    MultiplyRows<Codec, Dot, kAtOnce, kRows, M>(tile, input, r, i, out + r);
+  }
+  for (; r < tile.row_count; ++r) {
+    MultiplyRows<Codec, Dot, 1, 1, M>(tile, input, r, i, out + r);
+  }
+}
+
+// Rows of W that lie in the lanes of a vector.
+constexpr int kLanes = kVectorBytes / 4;
+
+// kLanes rows of the tile from `first` on; where the tile ends, its last row again.
+inline void PointToRows(const GemmTile& tile, int first, const uint8_t** rows) {
+  for (int r = 0; r < kLanes; ++r) {
+    rows[r] = tile.rows + std::min(first + r, tile.row_count - 1) * tile.row_bytes;
+  }
+}
+
+// Sums of groups of kLanes rows, in the order of the row.
+template <class Codec>
+struct GroupWriter {
+  const int32_t* sums;  // of q over the groups
+  int32_t* out;
+  int64_t group_size;
+  int64_t filled = 0;  // weights in `pending`
+  Vector pending;      // the sum of code * q over the group that is under way
+
+  // Adds `weights` of them, all of one group.
+  TFMOT_TERNARY_VECTOR_INLINE void Add(Vector total, int64_t weights) {
+    pending = filled == 0 ? total : Add32(pending, total);
+    filled += weights;
+    if (filled == group_size) Flush();
+  }
+  TFMOT_TERNARY_VECTOR_INLINE void Flush() {
+    if (filled == 0) return;
+    if (Codec::kSumFactor == 2) pending = Add32(pending, pending);
+    Store(out, Sub32(pending, Set32(*sums)));
+    out += kTileRows;
+    ++sums;
+    filled = 0;
+  }
+};
+
+// kLanes rows of W times one row of x, several groups. The packed bytes are turned in registers, so
+// that a vector holds four bytes of each row and a sum needs no other lane: the size of the groups
+// costs next to nothing.
+template <class Codec, class Dot>
+struct Columns {
+  static constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
+  // Independent chains of 32-bit sums for a field: vpdpbusd takes 4 or 5 cycles.
+  static constexpr int kChains = Dot::kWide && Codec::kFields < 8 ? 2 : 1;
+  using Accumulators = Vector[Codec::kFields][kChains];
+
+  template <int f>
+  static TFMOT_TERNARY_VECTOR_INLINE void AddFields(const typename Codec::Block& block,
+                                                    const int8_t* q, int chain, Accumulators& acc) {
+    if constexpr (f < Codec::kFields) {
+      Dot::Add(Codec::template Field<f>(block), Broadcast4(q + f * kBlockBytes), &acc[f][chain]);
+      AddFields<f + 1>(block, q, chain, acc);
+    }
+  }
+
+  // Field f and those after it: the sums in 32 bits.
+  template <int f>
+  static TFMOT_TERNARY_VECTOR_INLINE void Widen(const Accumulators& acc, Vector* sums) {
+    if constexpr (f < Codec::kFields) {
+      Vector sum = Dot::Widen(acc[f][0]);
+      if constexpr (kChains == 2) sum = Add32(sum, Dot::Widen(acc[f][1]));
+      sums[f] = Divide32<Codec::Shift(f)>(sum);
+      Widen<f + 1>(acc, sums);
+    }
+  }
+
+  // sums[f]: over kBytes packed bytes of each row; at most a block, 16 products.
+  template <int kBytes>
+  static TFMOT_TERNARY_VECTOR_INLINE void SumFields(const uint8_t* const* rows, int64_t offset,
+                                                    const int8_t* q, Vector* sums) {
+    Accumulators acc;
+    for (auto& field : acc) {
+      for (Vector& chain : field) chain = Zero();
+    }
+#pragma GCC unroll 1
+    for (int b = 0; b < kBytes; b += 16) {
+      Vector columns[4];
+      LoadColumns<true>(rows, offset + b, 4, columns);
+      AddFields<0>(Codec::MakeBlock(columns[0]), q + b, 0, acc);
+      AddFields<0>(Codec::MakeBlock(columns[1]), q + b + 4, kChains - 1, acc);
+      AddFields<0>(Codec::MakeBlock(columns[2]), q + b + 8, 0, acc);
+      AddFields<0>(Codec::MakeBlock(columns[3]), q + b + 12, kChains - 1, acc);
+    }
+    Widen<0>(acc, sums);
+  }
+
+  // A short block, decoded into the scratch: its fields may start within a group.
+  static TFMOT_TERNARY_VECTOR_INLINE void AddShortBlock(const GemmTile& tile,
+                                                        const uint8_t* const* rows, int64_t begin,
+                                                        const int8_t* q,
+                                                        GroupWriter<Codec>* writer) {
+    const int64_t rest = tile.k - begin;
+    const int64_t size = ShortBlockBytes(Codec::kFormat, rest);
+    for (int64_t d = 0; d < size / 4; d += 4) {
+      Vector columns[4];
+      LoadColumns<false>(rows, begin / Codec::kFields + d * 4, size / 4 - d, columns);
+      for (int j = 0; j < 4 && d + j < size / 4; ++j) {
+        const typename Codec::Block block = Codec::MakeBlock(columns[j]);
+        StoreFields<Codec, 1>(&block, size * kLanes, tile.scratch + (d + j) * kVectorBytes);
+      }
+    }
+    for (int64_t i = 0; i < rest; i += 4) {
+      Vector sum = Zero();
+      Dot::Add(Load(tile.scratch + i * kLanes), Broadcast4(q + begin + i), &sum);
+      sum = Dot::Widen(sum);
+      // Digits are weight + 1, twice the code where kSumFactor is 2.
+      writer->Add(Divide32<Codec::kSumFactor - 1>(sum), 4);
+    }
+  }
+
+  static TFMOT_TERNARY_VECTOR void Run(const GemmTile& tile, const uint8_t* const* rows,
+                                       const int8_t* q, GroupWriter<Codec> writer) {
+    int64_t begin = 0;
+    for (; begin + kBlockWeights <= tile.k; begin += kBlockWeights) {
+      const int64_t offset = begin / Codec::kFields;
+      if (tile.group_size == kBlockBytes / 2) {
+        Vector halves[2][Codec::kFields];
+        SumFields<kBlockBytes / 2>(rows, offset, q + begin, halves[0]);
+        SumFields<kBlockBytes / 2>(rows, offset + kBlockBytes / 2, q + begin + kBlockBytes / 2,
+                                   halves[1]);
+        for (int f = 0; f < Codec::kFields; ++f) {
+          writer.Add(halves[0][f], kBlockBytes / 2);
+          writer.Add(halves[1][f], kBlockBytes / 2);
+        }
+      } else {
+        Vector sums[Codec::kFields];
+        SumFields<kBlockBytes>(rows, offset, q + begin, sums);
+        for (const Vector& sum : sums) writer.Add(sum, kBlockBytes);
+      }
+    }
+    if (begin < tile.k) AddShortBlock(tile, rows, begin, q, &writer);
+    writer.Flush();
+  }
+};
+
+template <class Codec, class Dot>
+TFMOT_TERNARY_VECTOR void MultiplyGroups(const GemmTile& tile, const GemmInput& input,
+                                         int32_t* acc) {
+  for (int first = 0; first < tile.row_count; first += kLanes) {
+    const uint8_t* rows[kLanes];
+    PointToRows(tile, first, rows);
+    for (int64_t i = 0; i < input.m; ++i) {
+      GroupWriter<Codec> writer;
+      writer.sums = input.sums + i * tile.groups;
+      writer.out = acc + i * tile.groups * kTileRows + first;
+      writer.group_size = tile.group_size;
+      writer.pending = Zero();
+      Columns<Codec, Dot>::Run(tile, rows, input.q + i * input.stride, writer);
+    }
+  }
+}
+
+template <class Codec, class Dot>
+void MultiplyDecode(const GemmTile& tile, const GemmInput& input, int64_t /*group_begin*/,
+                    int64_t /*group_end*/, int32_t* acc) {
+  if (tile.groups > 1) return MultiplyGroups<Codec, Dot>(tile, input, acc);
+  int64_t i = 0;
+  for (; i + 2 <= input.m; i += 2) MultiplyOneGroup<Codec, Dot, 2>(tile, input, i, acc);
+  if (i < input.m) MultiplyOneGroup<Codec, Dot, 1>(tile, input, i, acc);
+}
+
+// A short block, decoded: at most 8 * 60 weights of kLanes rows.
+inline size_t DecodeScratchBytes(int64_t /*k*/) { return 8 * kBlockBytes * kLanes; }
+
+}  // namespace TFMOT_TERNARY_VECTOR_SPACE
+}  // namespace tfmot_ternary
+
+#endif  // TFMOT_TERNARY_KERNELS_DECODE_BODY_H_
