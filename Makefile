@@ -49,9 +49,10 @@ bazel-test = bazel test $(BAZEL_CONFIG) $(2) --build_event_json_file='$(CURDIR)/
 # Debian's Bazel finds its rule sets on the disk; any other fetches them (see .bazelrc).
 BAZEL_CONFIG ?= $(shell test -d /usr/share/bazel/tools/platforms && echo --config=offline)
 
-bench: lib  ## our operators against LiteRT's builtin ones
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	$(BIN)/python benchmarks/fully_connected.py
+# llama-cpp-python comes as source: its compilation takes minutes, once. It needs no image models here.
+bench: lib  ## goals, limits of the machine, our operators against LiteRT's and llama.cpp's
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.bench
 
 $(STAMP): pyproject.toml | system-build
 	$(PYTHON) -m venv .venv

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks import limits
 from benchmarks.cases import PEER_NAMES, Case, Contender, Kind
 from benchmarks.limits import DECODE_DOTS, DOT_KINDS, Limits
-from benchmarks.results import DRAM, Limit, Result, Results
+from benchmarks.results import DRAM, DRAM_SMALL_PAGES, L2, L3, Limit, Result, Results
 from benchmarks.subject import NotMeasured
 from benchmarks.worker import Worker
 
@@ -179,10 +179,10 @@ def machine_limits(machine: Limits, threads: Sequence[int], walk: int, rounds: i
         for kind, name in DOT_KINDS.items():
             measures.append((Limit(name, count, "GOPS"), machine.dot, (kind, count, 0.01)))
         regions = (
-            ("L2 read", l2 // 2 * count, True),
-            ("L3 read", min(8 * l2 * count, l3 // 2), True),
+            (L2, l2 // 2 * count, True),
+            (L3, min(8 * l2 * count, l3 // 2), True),
             (DRAM, walk, True),
-            (f"{DRAM}, small pages as a mapped file has them", walk, False),
+            (DRAM_SMALL_PAGES, walk, False),
         )
         for name, size, huge_pages in regions:
             limit = Limit(name, count, "GB/s")

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
                 start = time.process_time()
                 _solve(method, weights, importance)
                 seconds.append(time.process_time() - start)
-            row = {
+            row: dict[str, Any] = {
                 "scales": granularity,
                 "shape": list(shape),
                 "method": method,

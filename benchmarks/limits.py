@@ -10,7 +10,12 @@ import subprocess
 from custom_ops import build
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SOURCES = ("benchmarks/machine_limits.cc", "custom_ops/kernels/cpu.cc")
+_SOURCES = (
+    "benchmarks/dot_peak.cc",
+    "benchmarks/machine_limits.cc",
+    "benchmarks/read_bandwidth.cc",
+    "custom_ops/kernels/cpu.cc",
+)
 PROGRAM = _ROOT / "build" / "bench" / "machine_limits"
 
 # What machine_limits.cc can time, with the words of the tables; a CPU has some of them.
@@ -37,7 +42,11 @@ class Limits:
     def __init__(self) -> None:
         build.build_program([_ROOT / path for path in _SOURCES], PROGRAM, with_library=False)
         self._process = subprocess.Popen(
-            [str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the command
         )
 
     def _ask(self, request: str) -> str:
@@ -88,21 +97,21 @@ def available_memory() -> int:
     for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    return 4 << 30
+    raise RuntimeError("expected MemAvailable in /proc/meminfo, found none")
 
 
 def cores() -> int:
     """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def machine() -> dict[str, object]:
     """What to name beside every figure."""
-    name = platform.processor()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
+    name = platform.machine()
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):  # not on every ARM64
+            name = line.partition(":")[2].strip()
+            break
     return {
         "cpu": name,
         "cores": cores(),

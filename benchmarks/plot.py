@@ -8,10 +8,9 @@ import tempfile
 
 from benchmarks.cases import Kind
 from benchmarks.limits import DECODE_DOTS, DOT_KINDS
-from benchmarks.results import DRAM, Result, Results
+from benchmarks.results import DRAM, L2, L3, Result, Results
 
 _PEERS = {"ours": "o", "litert": "s", "llama_cpp": "^"}
-L2, L3 = "L2 read", "L3 read"
 
 
 def _points(results: Results, threads: int) -> dict[tuple[str, str], list[Result]]:

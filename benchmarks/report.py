@@ -24,8 +24,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
-def goals_table(goals: Sequence[Goal]) -> str:
-    """Goal, threads, bound, figure, verdict, note; and how many goals are met."""
+def goals_table(goals: Sequence[Goal], only_measured: bool = False) -> str:
+    """Goal, threads, bound, figure, verdict, note; and how many goals are met.
+
+    only_measured: leaves rows without a figure out of the table, but not out of the count.
+    """
     rows = [
         [
             goal.subject,
@@ -36,6 +39,7 @@ def goals_table(goals: Sequence[Goal]) -> str:
             goal.note,
         ]
         for goal in goals
+        if goal.measured is not None or not only_measured
     ]
     verdicts = [goal.verdict for goal in goals]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("pass", "FAIL", "not measured"))

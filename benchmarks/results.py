@@ -72,10 +72,13 @@ class Limit:
 
     def to_json(self) -> dict:
         record = {"name": self.name, "threads": self.threads, "burst": self.burst}
-        return {**record, "unit": self.unit, "value": self.value, "best": max(self.samples)}
+        return {**record, "unit": self.unit, "value": self.value, "samples": self.samples}
 
 
+# Names of limits.
 DRAM = "DRAM read"
+DRAM_SMALL_PAGES = "DRAM read, small pages as a mapped file has them"
+L2, L3 = "L2 read", "L3 read"
 
 
 class Results:

@@ -7,8 +7,6 @@ Nothing of one peer (thread pools, allocators, instruction sets) is in the proce
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib
 import json
 import os
@@ -18,6 +16,7 @@ import subprocess
 import sys
 from typing import Any, TextIO
 
+from benchmarks import memory
 from benchmarks.cases import Case, Contender
 from benchmarks.subject import NotMeasured, Subject
 
@@ -75,6 +74,7 @@ class Worker:
                 text=True,
                 cwd=_ROOT,
                 env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                start_new_session=True,  # Ctrl-C is for the command, which then reports
             )
 
     def _ask(self, request: dict) -> Any:
@@ -127,15 +127,9 @@ def _serve(peer: Any, requests: TextIO, answers: TextIO) -> None:
             for subject_id in request["ids"]:
                 subjects.pop(subject_id).close()
             subject = None
-            _give_memory_back()
+            memory.give_back()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-def _give_memory_back() -> None:
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ LEVEL_OF_FLAG = {
 LEVELS = list(dict.fromkeys(LEVEL_OF_FLAG.values()))
 
 # One line of the table. The macros' definitions and comments have no string.
-LINE = re.compile(r'TFMOT_TERNARY_(?:GEMM|UNPACK|ROW)\(\s*"(\w+)"([^)]*)\)')
+LINE = re.compile(r'TFMOT_TERNARY_(?:FLOAT|GEMM|UNPACK|ROW)\(\s*"(\w+)"([^)]*)\)')
 RECORD = re.compile(r"^kernel (\w+): (\d+) comparisons$", re.MULTILINE)
 
 

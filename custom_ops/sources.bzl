@@ -5,19 +5,25 @@ Paths are relative to custom_ops/.
 """
 
 KERNEL_HEADERS = [
+    "kernels/amx_tiles.h",
     "kernels/avx2.h",
     "kernels/avx512.h",
+    "kernels/avx512_groups.h",
     "kernels/codecs_body.h",
     "kernels/conv2d.h",
     "kernels/cpu.h",
     "kernels/decode_body.h",
     "kernels/epilogue.h",
+    "kernels/float32_product.h",
     "kernels/float_kernel.h",
     "kernels/format.h",
     "kernels/fully_connected.h",
     "kernels/gemm.h",
     "kernels/kernels.h",
     "kernels/kernels.inc",
+    "kernels/neon.h",
+    "kernels/neon_decode_body.h",
+    "kernels/neon_tile.h",
     "kernels/patches.h",
     "kernels/prefill_body.h",
     "kernels/product.h",
@@ -30,6 +36,7 @@ KERNEL_HEADERS = [
 ]
 
 KERNEL_SOURCES = [
+    "kernels/amx_prefill.cc",
     "kernels/avx2_gemm.cc",
     "kernels/avx2_row.cc",
     "kernels/avx512_decode.cc",
@@ -45,6 +52,10 @@ KERNEL_SOURCES = [
     "kernels/format.cc",
     "kernels/fully_connected.cc",
     "kernels/kernels.cc",
+    "kernels/neon_dotprod.cc",
+    "kernels/neon_gemm.cc",
+    "kernels/neon_i8mm.cc",
+    "kernels/neon_row.cc",
     "kernels/patches.cc",
     "kernels/portable.cc",
     "kernels/product.cc",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pathlib
-import tempfile
-from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from benchmarks import tflite_models
+from benchmarks import memory, tflite_models
 from benchmarks.cases import Case, Kind
 from benchmarks.subject import Subject
 from benchmarks.weights import activations, relative_error
@@ -19,26 +15,6 @@ from tfmot_ternary import runtime
 
 # Of one file of a chain: well below the 2 GiB of a FlatBuffer, and few interpreters for a walk.
 _CHAIN_BYTES = 512 << 20
-
-
-@contextlib.contextmanager
-def memory_file(content: bytes) -> Iterator[str]:
-    """The path of a file that lies in memory alone, where the system has such; it may be mapped
-    for longer than the path lives."""
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("model")
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(handle, view) :]
-            yield f"/proc/self/fd/{handle}"
-        finally:
-            os.close(handle)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "model.tflite"
-            path.write_bytes(content)
-            yield str(path)
 
 
 def _interpreter(path: str, threads: int, x: np.ndarray) -> Any:
@@ -88,7 +64,7 @@ class WalkSubject(Subject):
         own_weights: bool,
     ) -> None:
         x = activations(case)
-        with memory_file(tflite_models.chain(content, 2, own_weights)) as path:
+        with memory.file_of(tflite_models.chain(content, 2, own_weights)) as path:
             y = _output(_interpreter(path, threads, x))
         squared = dense.astype(np.float64) @ dense.astype(np.float64)
         self.error = relative_error(case, squared, x, y)
@@ -96,13 +72,15 @@ class WalkSubject(Subject):
         files = max(2, -(-case.walk_bytes // _CHAIN_BYTES))
         self.products = -(-case.walk_bytes // (files * weight_bytes))
         chained = tflite_models.chain(content, self.products, own_weights)
-        before = resident_bytes()
+        del squared, y
+        memory.give_back()
+        before = memory.resident_bytes()
         self._interpreters = []
         for _ in range(files):
-            with memory_file(chained) as path:
+            with memory.file_of(chained) as path:
                 self._interpreters.append(_interpreter(path, threads, x))
             self._interpreters[-1].invoke()
-        held = resident_bytes() - before
+        held = memory.resident_bytes() - before
         # Weights that operators share would come from a cache. Some memory is used anew meanwhile.
         if held < 0.75 * case.walk_bytes:
             raise RuntimeError(
@@ -116,12 +94,6 @@ class WalkSubject(Subject):
         self._turn = (self._turn + 1) % len(self._interpreters)
 
 
-def resident_bytes() -> int:
-    """Memory of this process, mapped files included."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def subject(
     case: Case,
     content: bytes,
@@ -133,7 +105,7 @@ def subject(
     """The subject of a model of one operator."""
     if case.kind is Kind.WALK:
         return WalkSubject(case, content, threads, dense, weight_bytes, own_weights)
-    with memory_file(content) as path:
+    with memory.file_of(content) as path:
         return InterpreterSubject(case, path, threads, dense, weight_bytes)
 
 
@@ -143,6 +115,4 @@ def describe() -> dict[str, str]:
         tflite_models.empty_model(Case(Kind.EMPTY, 1, 1, 1)), num_threads=1
     )
     module = type(interpreter).__module__.partition(".")[0]
-    from importlib import metadata
-
     return {"interpreter": f"{module} {metadata.version(module.replace('_', '-'))}"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+from importlib import metadata
 
 from benchmarks import tflite_models, weights
 from benchmarks.cases import Case, Kind
@@ -30,8 +31,6 @@ _BITS = {"float32": 32, "int8": 8, "int4": 4, "int4 b32": 4, "int2": 2}
 
 
 def describe() -> dict[str, str]:
-    from importlib import metadata
-
     record = interpreter.describe()
     if importlib.util.find_spec("ai_edge_quantizer") is not None:
         record["quantizer"] = f"ai-edge-quantizer {metadata.version('ai-edge-quantizer')}"

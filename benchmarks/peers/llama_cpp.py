@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 
@@ -47,8 +48,6 @@ def _working_buffers() -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 
 def describe() -> dict[str, str]:
-    from importlib import metadata
-
     try:
         library = _library()
     except NotMeasured as reason:

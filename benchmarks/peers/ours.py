@@ -17,7 +17,7 @@ def prepare(case: Case, variant: str, threads: int) -> Subject:
         content = tflite_models.empty_model(case)
         return interpreter.subject(case, content, threads, weights.matrix(case).dense(), 0, False)
     weight_format, _, group = variant.partition(" g")
-    levels = packing.FORMATS[weight_format].levels
+    levels = packing.weight_format_of(weight_format).levels
     matrix = weights.matrix(case, levels, int(group or 0))
     rows = case.m if case.kind is Kind.EMBEDDING else case.n
     weight_bytes = rows * packing.row_bytes(case.k, weight_format)

@@ -80,7 +80,8 @@ struct PairDot {
   static constexpr int kMaxM = 4;  // rows of x that prefill takes at once: 8 accumulators
 
   static TFMOT_TERNARY_AVX2_INLINE void Add(Vector codes, Vector q, Vector* acc) {
-    *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(codes, q));
+    const Vector pairs = _mm256_maddubs_epi16(codes, q);
+    __asm__("vpaddw %1, %0, %0" : "+x"(*acc) : "x"(pairs));
   }
   static TFMOT_TERNARY_AVX2_INLINE Vector Widen(Vector acc) { return AddPairs16(acc); }
 };

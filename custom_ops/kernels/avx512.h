@@ -204,7 +204,10 @@ TFMOT_TERNARY_AVX512_INLINE void LoadColumns(const uint8_t* const* rows, int64_t
                                              int64_t size, __m512i* columns) {
   __m512i bytes[16];
   if (size == kBlockBytes) {
-    for (int r = 0; r < 16; ++r) bytes[r] = Load(rows[r] + offset);
+    for (int r = 0; r < 16; ++r) {
+      bytes[r] = Load(rows[r] + offset);
+      HoldInRegister(&bytes[r]);
+    }
   } else {
     for (int r = 0; r < 16; ++r) bytes[r] = LoadPart(rows[r] + offset, size);
   }

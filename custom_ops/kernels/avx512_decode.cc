@@ -2,9 +2,10 @@
 #if defined(__x86_64__)
 
 #include <cstring>
-#include <type_traits>
+#include <utility>
 
 #include "custom_ops/kernels/avx512.h"
+#include "custom_ops/kernels/avx512_groups.h"
 
 namespace tfmot_ternary {
 namespace avx512 {
@@ -136,138 +137,69 @@ TFMOT_TERNARY_AVX512_INLINE __m512i Broadcast4(const int8_t* q) {
   return _mm512_set1_epi32(four);
 }
 
-// The sums of one field over half of a full block, dwords [d, end); two accumulators, so that no
-// product waits for the one before it.
-template <class Codec, int f, int d, int end>
-TFMOT_TERNARY_AVX512_INLINE void AddColumns(const __m512i* columns, const int8_t* q, __m512i* even,
-                                            __m512i* odd) {
-  if constexpr (d < end) {
-    const typename Codec::Block block = Codec::MakeBlock(columns[d]);
-    DotBytes(Codec::template Field<f>(block), Broadcast4(q + d * 4), d % 2 == 0 ? even : odd);
-    AddColumns<Codec, f, d + 1, end>(columns, q, even, odd);
-  }
-}
-
-// t5, columns [d, end): adds the products of field 4 and leaves the pairs of the other fields, as
-// t2 has them, in the column.
-template <int d, int end>
-TFMOT_TERNARY_AVX512_INLINE void SplitColumns(__m512i* columns, const int8_t* q, __m512i* even,
-                                              __m512i* odd) {
-  if constexpr (d < end) {
-    const T5Codec::Block block = T5Codec::MakeBlock(columns[d]);
-    DotBytes(T5Codec::Digits<4>(block), Broadcast4(q + d * 4), d % 2 == 0 ? even : odd);
-    columns[d] = block.pairs;
-    SplitColumns<d + 1, end>(columns, q, even, odd);
-  }
-}
-
-// halves[f]: the sums of code * q over the first and the last 32 weights of field f.
-template <class Codec, int f>
-TFMOT_TERNARY_AVX512_INLINE void SumFields(const __m512i* columns, const int8_t* q,
-                                           __m512i (*halves)[2]) {
-  if constexpr (f < (Codec::kFields == 5 ? 4 : Codec::kFields)) {
-    // The pairs of t5 are masked like t2.
-    using Fields = typename std::conditional<Codec::kFields == 5, T2Codec, Codec>::type;
-    __m512i sums[4];
-    for (__m512i& sum : sums) sum = _mm512_setzero_si512();
-    AddColumns<Fields, f, 0, 8>(columns, q + f * kBlockBytes, &sums[0], &sums[1]);
-    AddColumns<Fields, f, 8, 16>(columns, q + f * kBlockBytes, &sums[2], &sums[3]);
-    halves[f][0] = _mm512_srai_epi32(_mm512_add_epi32(sums[0], sums[1]), Codec::Shift(f));
-    halves[f][1] = _mm512_srai_epi32(_mm512_add_epi32(sums[2], sums[3]), Codec::Shift(f));
-    SumFields<Codec, f + 1>(columns, q, halves);
-  }
-}
-
+// The last block of 16 rows, where it is short: decoded, then four weights of every row at a time.
 template <class Codec>
-TFMOT_TERNARY_AVX512_INLINE void SumBlock(__m512i* columns, const int8_t* q, __m512i (*halves)[2]) {
-  if constexpr (Codec::kFields == 5) {
-    __m512i sums[4];
-    for (__m512i& sum : sums) sum = _mm512_setzero_si512();
-    SplitColumns<0, 8>(columns, q + 4 * kBlockBytes, &sums[0], &sums[1]);
-    SplitColumns<8, 16>(columns, q + 4 * kBlockBytes, &sums[2], &sums[3]);
-    halves[4][0] = _mm512_add_epi32(sums[0], sums[1]);
-    halves[4][1] = _mm512_add_epi32(sums[2], sums[3]);
+TFMOT_TERNARY_AVX512_INLINE void MultiplyShortBlock(const uint8_t* const* rows, int64_t offset,
+                                                    int64_t count, const int8_t* q,
+                                                    uint8_t* scratch, GroupWriter* writer) {
+  const int64_t size = ShortBlockBytes(Codec::kFormat, count);
+  __m512i columns[16];
+  LoadColumns(rows, offset, size, columns);
+  for (int64_t d = 0; d < size / 4; ++d) {
+    StoreFields<Codec, 0>(Codec::MakeBlock(columns[d]), size * 16, scratch + d * 64);
   }
-  SumFields<Codec, 0>(columns, q, halves);
+  for (int64_t i = 0; i < count; i += 4) {
+    __m512i sum = _mm512_setzero_si512();
+    DotBytes(_mm512_load_si512(scratch + i * 16), Broadcast4(q + i), &sum);
+    writer->Add(sum, 4);
+  }
 }
 
-// Group sums of 16 rows, in the order of the row.
-struct GroupWriter {
-  const int32_t* sums;  // of q over the groups
-  int32_t* out;
-  int64_t group_size;
-  int64_t filled = 0;  // weights in `pending`
-  __m512i pending;     // the sum of (weight + 1) * q over the group that is under way
-
-  TFMOT_TERNARY_AVX512_INLINE void Store(__m512i total) {
-    _mm512_store_si512(out, _mm512_sub_epi32(total, _mm512_set1_epi32(*sums)));
-    out += kTileRows;
-    ++sums;
-  }
-  // Adds `weights` of them, all of one group.
-  TFMOT_TERNARY_AVX512_INLINE void Add(__m512i total, int64_t weights) {
-    pending = filled == 0 ? total : _mm512_add_epi32(pending, total);
-    filled += weights;
-    if (filled == group_size) Flush();
-  }
-  TFMOT_TERNARY_AVX512_INLINE void Flush() {
-    if (filled > 0) Store(pending);
-    filled = 0;
-  }
-};
-
-// 16 rows of W from `rows` on times one row of x, several groups. The packed bytes are turned in
-// registers, so that a vector holds four bytes of each row and a sum needs no other lane: the size
-// of the groups costs nothing.
-template <class Codec>
-TFMOT_TERNARY_AVX512_INLINE void MultiplyGroupsOneRow(const GemmTile& tile,
-                                                      const uint8_t* const* rows, const int8_t* q,
-                                                      GroupWriter writer) {
+// All rows of the tile times row i of x, in groups of kGroup.
+template <class Codec, int kGroup>
+TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmInput& input,
+                                               int64_t i, int32_t* acc) {
   constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
-  int64_t begin = 0;
-  for (; begin + kBlockWeights <= tile.k; begin += kBlockWeights) {
-    __m512i columns[16], halves[Codec::kFields][2];
-    LoadColumns(rows, begin / Codec::kFields, kBlockBytes, columns);
-    SumBlock<Codec>(columns, q + begin, halves);
-    for (const auto& field : halves) {
-      for (int h = 0; h < 2; ++h) {
-        const __m512i doubled = _mm512_add_epi32(field[h], field[h]);
-        writer.Add(Codec::kSumFactor == 2 ? doubled : field[h], 32);
+  const int8_t* q = input.q + i * input.stride;
+  const int64_t blocks = tile.k / kBlockWeights;
+  const int64_t rest = tile.k - blocks * kBlockWeights;
+  const int64_t ahead = kTileRows * tile.row_bytes;  // the tile that is likely to come next
+  const uint8_t* rows[kTileRows];
+  for (int first = 0; first < tile.row_count; first += 16) PointToRows(tile, first, rows + first);
+  uint8_t* now = tile.scratch;
+  uint8_t* later = tile.scratch + kTurnedBytes;
+  uint8_t* decoded = tile.scratch + 2 * kTurnedBytes;
+  if (blocks > 0) TurnBlock({rows, 0, now, ahead});
+  for (int first = 0; first < tile.row_count; first += 16) {
+    GroupWriter writer;
+    writer.sums = input.sums + i * tile.groups;
+    writer.out = acc + i * tile.groups * kTileRows + first;
+    writer.group_size = kGroup;
+    writer.pending = _mm512_setzero_si512();
+    for (int64_t b = 0; b < blocks; ++b) {
+      // The next block; where there is none, the same one again.
+      BlockOf16Rows next = {rows + first, b * kBlockBytes, later, 0};
+      if (b + 1 < blocks) {
+        next.offset += kBlockBytes;
+      } else if (first + 16 < tile.row_count) {
+        next.rows += 16;
+        next.offset = 0;
       }
+      next.ahead = next.offset + ahead;
+      GroupBlock<Codec, kGroup>::Run(now, q + b * kBlockWeights, next, decoded, &writer);
+      std::swap(now, later);
     }
+    if (rest > 0) {
+      MultiplyShortBlock<Codec>(rows + first, blocks * kBlockBytes, rest,
+                                q + blocks * kBlockWeights, decoded, &writer);
+    }
+    writer.Flush();
   }
-  const int64_t rest = tile.k - begin;
-  if (rest > 0) {
-    const int64_t size = ShortBlockBytes(Codec::kFormat, rest);
-    __m512i columns[16];
-    LoadColumns(rows, begin / Codec::kFields, size, columns);
-    for (int64_t d = 0; d < size / 4; ++d) {
-      StoreFields<Codec, 0>(Codec::MakeBlock(columns[d]), size * 16, tile.scratch + d * 64);
-    }
-    for (int64_t i = 0; i < rest; i += 4) {
-      __m512i sum = _mm512_setzero_si512();
-      DotBytes(_mm512_load_si512(tile.scratch + i * 16), Broadcast4(q + begin + i), &sum);
-      writer.Add(sum, 4);
-    }
-  }
-  writer.Flush();
 }
 
-template <class Codec>
-TFMOT_TERNARY_AVX512 void MultiplyGroups(const GemmTile& tile, const GemmInput& input,
-                                         int32_t* acc) {
-  for (int first = 0; first < tile.row_count; first += 16) {
-    const uint8_t* rows[16];
-    PointToRows(tile, first, rows);
-    for (int64_t i = 0; i < input.m; ++i) {
-      GroupWriter writer;
-      writer.sums = input.sums + i * tile.groups;
-      writer.out = acc + i * tile.groups * kTileRows + first;
-      writer.group_size = tile.group_size;
-      writer.pending = _mm512_setzero_si512();
-      MultiplyGroupsOneRow<Codec>(tile, rows, input.q + i * input.stride, writer);
-    }
-  }
+template <class Codec, int kGroup>
+void MultiplyGroups(const GemmTile& tile, const GemmInput& input, int32_t* acc) {
+  for (int64_t i = 0; i < input.m; ++i) MultiplyGroupsOneRow<Codec, kGroup>(tile, input, i, acc);
 }
 
 template <class Codec>
@@ -275,13 +207,19 @@ void Multiply(const GemmTile& tile, const GemmInput& input, int64_t /*group_begi
               int64_t /*group_end*/, int32_t* acc) {
   if (tile.groups == 1) {
     MultiplyOneGroup<Codec>(tile, input, acc);
+  } else if (tile.group_size == 32) {
+    MultiplyGroups<Codec, 32>(tile, input, acc);
+  } else if (tile.group_size == 64) {
+    MultiplyGroups<Codec, 64>(tile, input, acc);
+  } else if (tile.group_size == 128) {
+    MultiplyGroups<Codec, 128>(tile, input, acc);
   } else {
-    MultiplyGroups<Codec>(tile, input, acc);
+    MultiplyGroups<Codec, 256>(tile, input, acc);
   }
 }
 
-// A short block, decoded: at most 8 * 60 weights of 16 rows.
-size_t ScratchBytes(int64_t /*k*/) { return 8 * kBlockBytes * 16; }
+// Two turned blocks, and a short block of 16 rows, decoded: at most 8 * 60 weights of each.
+size_t ScratchBytes(int64_t /*k*/) { return 2 * kTurnedBytes + 8 * kBlockBytes * 16; }
 
 }  // namespace
 }  // namespace avx512

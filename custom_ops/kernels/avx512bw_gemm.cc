@@ -61,7 +61,8 @@ struct PairDot {
   static constexpr int kMaxM = 12;  // 24 accumulators
 
   static TFMOT_TERNARY_AVX512_INLINE void Add(Vector codes, Vector q, Vector* acc) {
-    *acc = _mm512_add_epi16(*acc, _mm512_maddubs_epi16(codes, q));
+    const Vector pairs = _mm512_maddubs_epi16(codes, q);
+    __asm__("vpaddw %1, %0, %0" : "+v"(*acc) : "v"(pairs));
   }
   static TFMOT_TERNARY_AVX512_INLINE Vector Widen(Vector acc) { return AddPairs16(acc); }
 };

@@ -31,7 +31,6 @@ struct T2Codes {
   static constexpr Format kFormat = Format::kT2;
   static constexpr int kFields = 4;
   static constexpr int kAccumulators = kWide ? 4 : 2;
-  static constexpr int kRowsAtOnce = kVectorBytes == 64 ? 4 : 2;
   static constexpr int kStep = 2;
   static constexpr int kSumFactor = 1;
   struct Block {
@@ -59,7 +58,6 @@ struct B1Codes {
   static constexpr Format kFormat = Format::kB1;
   static constexpr int kFields = 8;
   static constexpr int kAccumulators = 4;
-  static constexpr int kRowsAtOnce = kVectorBytes == 64 ? 4 : kWide ? 2 : 1;
   static constexpr int kStep = 1;
   static constexpr int kSumFactor = 2;
   struct Block {
@@ -115,7 +113,6 @@ struct T5Codes {
   static constexpr Format kFormat = Format::kT5;
   static constexpr int kFields = 5;
   static constexpr int kAccumulators = kWide ? 5 : 1;  // more than one for independent chains
-  static constexpr int kRowsAtOnce = kVectorBytes == 64 ? 4 : kWide ? 2 : 4;
   static constexpr int kStep = 0;
   static constexpr int kSumFactor = 1;
   struct Block {

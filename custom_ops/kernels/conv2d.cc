@@ -10,12 +10,11 @@
 namespace tfmot_ternary {
 namespace {
 
-// Bounds of the patches that are made at once (a slab): they and their outputs should stay in the
-// second-level cache.
+// Bytes of the patches that are made at once (a slab, of at most kSlabRows): they and their outputs
+// should stay in the second-level cache.
 constexpr int64_t kSlabBytes = int64_t{1} << 19;
-constexpr int64_t kMaxSlabRows = 768;
 
-// Patches that one task makes.
+// Patches that one task makes where threads share a slab.
 constexpr int64_t kPatchesPerTask = 16;
 
 // Outputs for each thread from which it has a slab of its own and unpacks all weights.
@@ -30,12 +29,14 @@ bool HasSlabPerThread(const Conv2DGeometry& geometry, int num_threads) {
   return num_threads > 1 && Outputs(geometry) >= num_threads * kOwnSlabRows;
 }
 
-// Slabs of nearly equal size, as many for each thread.
+// Slabs of nearly equal size, as many for each thread, and of whole blocks of 32 rows if possible:
+// kernels for many rows take about as long for a part of a block.
 int64_t SlabRows(const Conv2DGeometry& geometry, int64_t patch_bytes, int num_threads) {
   const int64_t outputs = Outputs(geometry);
   const int64_t threads = HasSlabPerThread(geometry, num_threads) ? num_threads : 1;
-  const int64_t most = std::max<int64_t>(1, std::min(kMaxSlabRows, kSlabBytes / patch_bytes));
-  return DivideUp(outputs, DivideUp(DivideUp(outputs, threads), most) * threads);
+  const int64_t most = std::max<int64_t>(1, std::min(kSlabRows, kSlabBytes / patch_bytes));
+  const int64_t slabs = DivideUp(DivideUp(outputs, threads), most) * threads;
+  return std::min({most, outputs, DivideUp(DivideUp(outputs, slabs), 32) * 32});
 }
 
 struct Pieces {
@@ -81,6 +82,7 @@ struct SlabJob {
   const ImageJob& image;
   int64_t begin;  // first output
   int64_t count;
+  int64_t per_task;
   QuantizedRows rows;
   float* patches;
 };
@@ -88,8 +90,8 @@ struct SlabJob {
 void MakePatches(void* arg, int64_t task, int /*worker*/) {
   const SlabJob& slab = *static_cast<const SlabJob*>(arg);
   const ImageJob& job = slab.image;
-  const int64_t first = task * kPatchesPerTask;
-  const int64_t count = std::min(kPatchesPerTask, slab.count - first);
+  const int64_t first = task * slab.per_task;
+  const int64_t count = std::min(slab.per_task, slab.count - first);
   if (job.activations == Activations::kInt8) {
     const QuantizedRows rows = RowsFrom(slab.rows, job.weights, first);
     WriteInt8Patches(job.weights, job.geometry, job.x, job.inverse, job.pieces.image,
@@ -105,13 +107,14 @@ void RunSlab(void* arg, int64_t task, int worker) {
   const int64_t begin = task * job.pieces.slab_rows;
   const int64_t count = std::min(job.pieces.slab_rows, Outputs(job.geometry) - begin);
   const int64_t first_row = worker * job.pieces.slab_rows;
-  SlabJob slab = {job, begin, count, {}, nullptr};
+  const int64_t per_task = job.pool == nullptr ? count : kPatchesPerTask;
+  SlabJob slab = {job, begin, count, per_task, {}, nullptr};
   if (job.activations == Activations::kInt8) {
     slab.rows = RowsFrom(job.pieces.rows, job.weights, first_row);
   } else {
     slab.patches = job.pieces.patches + first_row * job.weights.k;
   }
-  RunTasks(job.pool, DivideUp(count, kPatchesPerTask), MakePatches, &slab);
+  RunTasks(job.pool, DivideUp(count, per_task), MakePatches, &slab);
   // A worker with a slab of its own is the only thread of its product.
   ProductScratch scratch = job.pieces.scratch;
   scratch.base += worker * scratch.bytes_per_thread;
@@ -180,6 +183,11 @@ void Conv2D(const PackedWeights& weights, const Conv2DGeometry& geometry, const 
   const int64_t rows = pieces.slab_rows * (own_slabs ? ThreadCount(pool) : 1);
   const int64_t slabs = DivideUp(Outputs(geometry), pieces.slab_rows);
   const int64_t image_size = geometry.in_h * geometry.in_w * geometry.in_c;
+  // The last slab may be shorter, and another kernel's.
+  const int64_t last_rows = Outputs(geometry) - (slabs - 1) * pieces.slab_rows;
+  if (!ReadsSums(weights, kernels, pieces.slab_rows) && !ReadsSums(weights, kernels, last_rows)) {
+    pieces.image.source = PatchSums::kNone;
+  }
   const int64_t y_size = Outputs(geometry) * weights.n;
   if (int8) ClearPadding(weights, rows, pieces.rows);
   for (int64_t b = 0; b < geometry.batch; ++b, x += image_size, y += y_size) {
@@ -188,7 +196,7 @@ void Conv2D(const PackedWeights& weights, const Conv2DGeometry& geometry, const 
         x,       0.0f,     y};
     if (int8) {
       float scale_x;
-      if (!ReadImage(weights, geometry, x, *kernels.row, pool, &pieces.image, &scale_x,
+      if (!ReadImage(weights, geometry, x, *kernels.row, pool, pieces.image, &scale_x,
                      &job.inverse)) {
         std::fill_n(y, y_size, scale_x);  // NaN
         continue;

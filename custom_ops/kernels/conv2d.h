@@ -30,8 +30,8 @@ struct Conv2DGeometry {
 // false when a member is not positive or the output would be empty.
 bool SetOutput(Padding padding, Conv2DGeometry* geometry);
 
-// Bytes that Conv2D needs at `workspace`: one quantized image and a slab of patches of bounded
-// size.
+// Bytes that Conv2D needs at `workspace`: one quantized image, and for each thread a slab of
+// patches of bounded size.
 size_t Conv2DWorkspaceBytes(const PackedWeights& weights, const Conv2DGeometry& geometry,
                             Activations activations, int num_threads);
 

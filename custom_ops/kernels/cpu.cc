@@ -80,7 +80,8 @@ CpuFlags HostCpu() {
     if (has(c, 1)) flags |= kCpuAvx512Vbmi;
   }
   const bool tiles = (saved & kTile) == kTile && has(d, 24) && has(d, 25);
-  if (tiles && (flags & kCpuAvx512Vnni) != 0 && AskForTiles()) flags |= kCpuAmxInt8;
+  const bool gfni = has(c, 8);
+  if (tiles && gfni && (flags & kCpuAvx512Vnni) != 0 && AskForTiles()) flags |= kCpuAmxInt8;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && has(a, 4) && (flags & kCpuAvx2) != 0) {
     flags |= kCpuAvxVnni;
   }

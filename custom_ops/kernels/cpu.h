@@ -16,7 +16,8 @@ enum CpuFlag : uint32_t {
   kCpuAvx512Bw = 1u << 2,    // AVX-512 F, BW, DQ, VL
   kCpuAvx512Vnni = 1u << 3,  // AVX-512 VNNI, never without kCpuAvx512Bw
   kCpuAvx512Vbmi = 1u << 4,  // AVX-512 VBMI, never without kCpuAvx512Bw
-  kCpuAmxInt8 = 1u << 5,     // AMX-TILE and AMX-INT8, and the system lets this process use them
+  kCpuAmxInt8 = 1u << 5,     // AMX-TILE and AMX-INT8, and the system lets this process use them;
+                             // GFNI too, and never without kCpuAvx512Vnni
 
   kCpuNeon = 1u << 16,     // Advanced SIMD: every ARM64 CPU
   kCpuDotProd = 1u << 17,  // SDOT, UDOT

@@ -121,11 +121,16 @@ struct Rows {
   }
 };
 
-// Rows r to r + R - 1 of the tile times M rows of x; R * M = 4 or less. kAtOnce rows of W share the
-// loads of q.
-template <class Codec, class Dot, int kAtOnce, int R, int M>
+// Accumulators of 16 or 32 registers that leave enough for masks and tables (measured).
+constexpr int kAccumulatorsAtOnce = kVectorBytes == 64 ? 20 : 10;
+
+// Rows r to r + R - 1 of the tile times M rows of x; R * M = 4 or less. As many rows of W as there
+// are accumulators for share the loads of q.
+template <class Codec, class Dot, int R, int M>
 TFMOT_TERNARY_VECTOR_INLINE void MultiplyRows(const GemmTile& tile, const GemmInput& input, int r,
                                               int64_t i, int32_t* out) {
+  constexpr int kFit = kAccumulatorsAtOnce / (M * Codec::kAccumulators);
+  constexpr int kAtOnce = R >= 4 && kFit >= 4 ? 4 : R >= 2 && kFit >= 2 ? 2 : 1;
   Vector totals[4];
   const int8_t* q = input.q + i * input.stride;
   for (int s = 0; s < R; s += kAtOnce) {
@@ -140,20 +145,20 @@ TFMOT_TERNARY_VECTOR_INLINE void MultiplyRows(const GemmTile& tile, const GemmIn
   }
 }
 
-// All rows of the tile times rows i to i + M - 1 of x.
+// All rows of the tile times rows of x from i on, M at a time; returns the first row left over.
 template <class Codec, class Dot, int M>
-TFMOT_TERNARY_VECTOR void MultiplyOneGroup(const GemmTile& tile, const GemmInput& input, int64_t i,
-                                           int32_t* acc) {
+TFMOT_TERNARY_VECTOR int64_t MultiplyOneGroup(const GemmTile& tile, const GemmInput& input,
+                                              int64_t i, int32_t* acc) {
   constexpr int kRows = 4 / M;
-  constexpr int kAtOnce = std::min(kRows, Codec::kRowsAtOnce);
-  int32_t* out = acc + i * kTileRows;
-  int r = 0;
-  for (; r + kRows <= tile.row_count; r += kRows) {
-    MultiplyRows<Codec, Dot, kAtOnce, kRows, M>(tile, input, r, i, out + r);
+  for (; i + M <= input.m; i += M) {
+    int32_t* out = acc + i * kTileRows;
+    int r = 0;
+    for (; r + kRows <= tile.row_count; r += kRows) {
+      MultiplyRows<Codec, Dot, kRows, M>(tile, input, r, i, out + r);
+    }
+    for (; r < tile.row_count; ++r) MultiplyRows<Codec, Dot, 1, M>(tile, input, r, i, out + r);
   }
-  for (; r < tile.row_count; ++r) {
-    MultiplyRows<Codec, Dot, 1, 1, M>(tile, input, r, i, out + r);
-  }
+  return i;
 }
 
 // Rows of W that lie in the lanes of a vector.
@@ -229,7 +234,7 @@ struct Columns {
     for (auto& field : acc) {
       for (Vector& chain : field) chain = Zero();
     }
-#pragma GCC unroll 1
+#pragma GCC unroll 4
     for (int b = 0; b < kBytes; b += 16) {
       Vector columns[4];
       LoadColumns<true>(rows, offset + b, 4, columns);
@@ -242,7 +247,7 @@ struct Columns {
   }
 
   // A short block, decoded into the scratch: its fields may start within a group.
-  static TFMOT_TERNARY_VECTOR_INLINE void AddShortBlock(const GemmTile& tile,
+  static TFMOT_TERNARY_VECTOR __attribute__((noinline)) void AddShortBlock(const GemmTile& tile,
                                                         const uint8_t* const* rows, int64_t begin,
                                                         const int8_t* q,
                                                         GroupWriter<Codec>* writer) {
@@ -256,12 +261,16 @@ struct Columns {
         StoreFields<Codec, 1>(&block, size * kLanes, tile.scratch + (d + j) * kVectorBytes);
       }
     }
-    for (int64_t i = 0; i < rest; i += 4) {
+    // Up to the end of a group at once: at most 64 products, 512 in magnitude.
+    for (int64_t i = 0; i < rest;) {
+      const int64_t end = std::min(rest, i + tile.group_size - writer->filled);
+      const int64_t first = i;
       Vector sum = Zero();
-      Dot::Add(Load(tile.scratch + i * kLanes), Broadcast4(q + begin + i), &sum);
-      sum = Dot::Widen(sum);
+      for (; i < end; i += 4) {
+        Dot::Add(Load(tile.scratch + i * kLanes), Broadcast4(q + begin + i), &sum);
+      }
       // Digits are weight + 1, twice the code where kSumFactor is 2.
-      writer->Add(Divide32<Codec::kSumFactor - 1>(sum), 4);
+      writer->Add(Divide32<Codec::kSumFactor - 1>(Dot::Widen(sum)), i - first);
     }
   }
 
@@ -312,8 +321,11 @@ void MultiplyDecode(const GemmTile& tile, const GemmInput& input, int64_t /*grou
                     int64_t /*group_end*/, int32_t* acc) {
   if (tile.groups > 1) return MultiplyGroups<Codec, Dot>(tile, input, acc);
   int64_t i = 0;
-  for (; i + 2 <= input.m; i += 2) MultiplyOneGroup<Codec, Dot, 2>(tile, input, i, acc);
-  if (i < input.m) MultiplyOneGroup<Codec, Dot, 1>(tile, input, i, acc);
+  if constexpr (4 * Codec::kAccumulators <= kAccumulatorsAtOnce) {
+    i = MultiplyOneGroup<Codec, Dot, 4>(tile, input, i, acc);
+  }
+  i = MultiplyOneGroup<Codec, Dot, 2>(tile, input, i, acc);
+  MultiplyOneGroup<Codec, Dot, 1>(tile, input, i, acc);
 }
 
 // A short block, decoded: at most 8 * 60 weights of kLanes rows.

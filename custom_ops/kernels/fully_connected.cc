@@ -35,6 +35,7 @@ struct QuantizationJob {
   const float* x;
   const RowKernel& row;
   const QuantizedRows& rows;
+  bool reads_sums;
 };
 
 void QuantizeRow(void* arg, int64_t i, int /*worker*/) {
@@ -51,9 +52,8 @@ void QuantizeRow(void* arg, int64_t i, int /*worker*/) {
   } else {
     std::memset(q, 0, stride);
   }
-  const bool grouped = job.weights.layout == ScaleLayout::kGroup;
-  row.sum_groups(q, k, grouped ? job.weights.group_size : k,
-                 job.rows.sums + i * GroupCount(job.weights));
+  if (!job.reads_sums) return;
+  row.sum_groups(q, k, GroupSizeOf(job.weights), job.rows.sums + i * GroupCount(job.weights));
 }
 
 }  // namespace
@@ -89,7 +89,8 @@ void FullyConnected(const PackedWeights& weights, const float* x, int64_t m,
   }
   for (int64_t begin = 0; begin < m; begin += kSlabRows) {
     const int64_t rows = std::min(kSlabRows, m - begin);
-    QuantizationJob job = {weights, x + begin * weights.k, *kernels.row, pieces.rows};
+    QuantizationJob job = {weights, x + begin * weights.k, *kernels.row, pieces.rows,
+                           ReadsSums(weights, kernels, rows)};
     RunTasks(rows * weights.k >= kParallelQuantization ? pool : nullptr, rows, QuantizeRow, &job);
     MultiplyInt8(weights, pieces.rows, rows, epilogue, kernels, pieces.scratch, pool,
                  y + begin * weights.n);

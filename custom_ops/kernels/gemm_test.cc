@@ -1,4 +1,5 @@
-// Every integer kernel of the table against the portable one: the same int32, bit for bit.
+// Every integer kernel of the table against the portable one: the same int32, bit for bit. With an
+// argument: the kernels whose names contain it.
 #include "custom_ops/kernels/gemm.h"
 
 #include <algorithm>
@@ -173,9 +174,12 @@ T Largest(const std::vector<T>& values) {
 
 class GemmTest {
  public:
-  GemmTest() {
+  explicit GemmTest(const std::string& part_of_name) : part_of_name_(part_of_name) {
     kernels_ = GemmKernels(&count_);
     runs_.resize(count_);
+    CHECK_TRUE(std::any_of(kernels_, kernels_ + count_,
+                           [this](const GemmKernel& kernel) { return Chosen(kernel); }),
+               "no kernel is called " + part_of_name_);
   }
 
   // All pairs of each element of `counts`, with all kernels of the format that take rows of k.
@@ -194,7 +198,7 @@ class GemmTest {
     CheckPortable(problem, m);
     for (int i = 0; i < count_; ++i) {
       const GemmKernel& kernel = kernels_[i];
-      if (kernel.format != format || !Supported(kernel.cpu)) continue;
+      if (kernel.format != format || !Chosen(kernel) || !Supported(kernel.cpu)) continue;
       if (kernel.min_m > 1 && k > kLongestTiled) continue;
       for (const Counts& c : counts) {
         for (int row_count : c.rows) {
@@ -218,10 +222,17 @@ class GemmTest {
   }
 
   void Report() const {
-    for (int i = 0; i < count_; ++i) RecordKernel(kernels_[i].name, kernels_[i].cpu, runs_[i]);
+    for (int i = 0; i < count_; ++i) {
+      if (Chosen(kernels_[i])) RecordKernel(kernels_[i].name, kernels_[i].cpu, runs_[i]);
+    }
   }
 
  private:
+  bool Chosen(const GemmKernel& kernel) const {
+    return std::strstr(kernel.name, part_of_name_.c_str()) != nullptr;
+  }
+
+  const std::string part_of_name_;
   const GemmKernel* kernels_;
   int count_;
   std::vector<int64_t> runs_;
@@ -281,8 +292,8 @@ void CheckExtremes(Format format, GemmTest* test) {
   }
 }
 
-void Main() {
-  GemmTest test;
+void Main(const std::string& part_of_name) {
+  GemmTest test(part_of_name);
   for (Format format : kFormats) {
     CheckSizes(format, &test);
     CheckExtremes(format, &test);
@@ -293,7 +304,7 @@ void Main() {
 }  // namespace
 }  // namespace tfmot_ternary
 
-int main() {
-  tfmot_ternary::Main();
+int main(int argc, char** argv) {
+  tfmot_ternary::Main(argc > 1 ? argv[1] : "");
   return tfmot_ternary::Finish("gemm_test");
 }

@@ -16,57 +16,96 @@ int64_t SumSize(const PackedWeights& weights, const Conv2DGeometry& geometry) {
   return weights.layout == ScaleLayout::kGroup ? weights.group_size : geometry.in_c;
 }
 
-// The upper left corner of the patches, output by output.
-class Corner {
- public:
-  Corner(const Conv2DGeometry& geometry, int64_t output)
-      : geometry_(geometry),
-        column_(output % geometry.out_w),
-        top_(output / geometry.out_w * geometry.stride_h - geometry.pad_top),
-        left_(column_ * geometry.stride_w - geometry.pad_left) {}
+PatchSums SourceOfSums(const PackedWeights& weights, const Conv2DGeometry& geometry) {
+  if (IsPointwise(geometry)) return PatchSums::kPatch;
+  if (weights.layout != ScaleLayout::kGroup) return PatchSums::kWindow;
+  return geometry.in_c % weights.group_size == 0 ? PatchSums::kPixel : PatchSums::kPatch;
+}
 
-  int64_t top() const { return top_; }
-  int64_t left() const { return left_; }
+bool HasImageOfSums(PatchSums source) {
+  return source == PatchSums::kWindow || source == PatchSums::kPixel;
+}
 
-  void Advance() {
-    left_ += geometry_.stride_w;
-    if (++column_ < geometry_.out_w) return;
-    column_ = 0;
-    left_ = -geometry_.pad_left;
-    top_ += geometry_.stride_h;
-  }
-
- private:
-  const Conv2DGeometry& geometry_;
-  int64_t column_, top_, left_;
-};
-
-// Copies the patch at a corner from an image of `channels` values a pixel, zero outside of it.
+// Copies the patch whose upper left corner is (top, left) from an image of `channels` values a
+// pixel, zero outside of it.
 template <typename T>
-void CopyPatch(const Conv2DGeometry& geometry, const RowFunctions& row, int64_t channels,
-               const T* image, const Corner& corner, T* patch) {
-  const int64_t top = corner.top();
-  const int64_t left = corner.left();
-  const int64_t last_h = top + (geometry.kernel_h - 1) * geometry.dilation_h;
-  const int64_t last_w = left + (geometry.kernel_w - 1) * geometry.dilation_w;
-  const int64_t image_row = geometry.in_w * channels;
-  if (geometry.dilation_w == 1 && top >= 0 && left >= 0 && last_h < geometry.in_h &&
-      last_w < geometry.in_w) {
-    const int64_t size = sizeof(T);
-    row.copy_runs(reinterpret_cast<const uint8_t*>(image + top * image_row + left * channels),
-                  geometry.dilation_h * image_row * size, geometry.kernel_h,
-                  geometry.kernel_w * channels * size, reinterpret_cast<uint8_t*>(patch));
-    return;
-  }
-  for (int64_t h = top; h <= last_h; h += geometry.dilation_h) {
-    for (int64_t w = left; w <= last_w; w += geometry.dilation_w, patch += channels) {
+void CopyPatch(const Conv2DGeometry& geometry, int64_t channels, const T* image, int64_t top,
+               int64_t left, T* patch) {
+  const size_t bytes = static_cast<size_t>(channels) * sizeof(T);
+  for (int64_t i = 0; i < geometry.kernel_h; ++i) {
+    const int64_t h = top + i * geometry.dilation_h;
+    for (int64_t j = 0; j < geometry.kernel_w; ++j, patch += channels) {
+      const int64_t w = left + j * geometry.dilation_w;
       if (h >= 0 && h < geometry.in_h && w >= 0 && w < geometry.in_w) {
-        std::memcpy(patch, image + h * image_row + w * channels,
-                    static_cast<size_t>(channels) * sizeof(T));
+        std::memcpy(patch, image + (h * geometry.in_w + w) * channels, bytes);
       } else {
-        std::memset(patch, 0, static_cast<size_t>(channels) * sizeof(T));
+        std::memset(patch, 0, bytes);
       }
     }
+  }
+}
+
+// Copies the patches of the outputs [begin, end) of one row of outputs, patch_stride values apart.
+template <typename T>
+void CopyPatchesOfRow(const Conv2DGeometry& geometry, const RowFunctions& row, int64_t channels,
+                      const T* image, int64_t out_row, int64_t begin, int64_t end,
+                      int64_t patch_stride, T* patches) {
+  const int64_t size = sizeof(T);
+  const int64_t top = out_row * geometry.stride_h - geometry.pad_top;
+  const int64_t bottom = top + (geometry.kernel_h - 1) * geometry.dilation_h;
+  // Outputs [inside, inside_end) see only pixels of the image, in runs of kernel_w.
+  int64_t inside = end;
+  int64_t inside_end = end;
+  const int64_t last_left = geometry.in_w - geometry.kernel_w;
+  if (geometry.dilation_w == 1 && top >= 0 && bottom < geometry.in_h && last_left >= 0) {
+    inside = std::max(begin, DivideUp(geometry.pad_left, geometry.stride_w));
+    inside_end = std::min(end, (last_left + geometry.pad_left) / geometry.stride_w + 1);
+  }
+  for (int64_t w = begin; w < end; ++w) {
+    T* patch = patches + (w - begin) * patch_stride;
+    const int64_t left = w * geometry.stride_w - geometry.pad_left;
+    if (w < inside || w >= inside_end) {
+      CopyPatch<T>(geometry, channels, image, top, left, patch);
+      continue;
+    }
+    Patches windows;
+    windows.first =
+        reinterpret_cast<const uint8_t*>(image + (top * geometry.in_w + left) * channels);
+    windows.step = geometry.stride_w * channels * size;
+    windows.runs = geometry.kernel_h;
+    windows.run_step = geometry.dilation_h * geometry.in_w * channels * size;
+    windows.run_bytes = geometry.kernel_w * channels * size;
+    row.copy_patches(windows, inside_end - w, patch_stride * size,
+                     reinterpret_cast<uint8_t*>(patch));
+    w = inside_end - 1;
+  }
+}
+
+// The same for outputs [begin, begin + count), row-major over out_h, out_w.
+template <typename T>
+void CopyPatches(const Conv2DGeometry& geometry, const RowFunctions& row, int64_t channels,
+                 const T* image, int64_t begin, int64_t count, int64_t patch_stride, T* patches) {
+  const int64_t end = begin + count;
+  while (begin < end) {
+    const int64_t out_row = begin / geometry.out_w;
+    const int64_t w = begin % geometry.out_w;
+    const int64_t w_end = std::min(geometry.out_w, w + end - begin);
+    CopyPatchesOfRow<T>(geometry, row, channels, image, out_row, w, w_end, patch_stride, patches);
+    patches += (w_end - w) * patch_stride;
+    begin += w_end - w;
+  }
+}
+
+// Quantizes the pixels that a pointwise convolution sees.
+void QuantizePixels(const Conv2DGeometry& geometry, const RowFunctions& row, const float* x,
+                    float inverse, int64_t begin, int64_t count, int64_t q_stride, int8_t* q) {
+  const int64_t channels = geometry.in_c;
+  int64_t h = begin / geometry.out_w;
+  int64_t w = begin % geometry.out_w;
+  for (int64_t i = 0; i < count; ++i, q += q_stride) {
+    const int64_t pixel = h * geometry.stride_h * geometry.in_w + w * geometry.stride_w;
+    row.quantize(x + pixel * channels, channels, inverse, q);
+    if (++w == geometry.out_w) ++h, w = 0;
   }
 }
 
@@ -91,7 +130,7 @@ void QuantizeImageRow(const ImageJob& job, int64_t h) {
   const int64_t size = job.geometry.in_w * job.geometry.in_c;
   int8_t* q = job.image.q + h * size;
   job.row.quantize(job.x + h * size, size, job.inverse, q);
-  if (job.image.sums == nullptr) return;
+  if (!HasImageOfSums(job.image.source)) return;
   const int64_t sum_size = SumSize(job.weights, job.geometry);
   job.row.sum_groups(q, size, sum_size, job.image.sums + h * (size / sum_size));
 }
@@ -136,41 +175,35 @@ void RunOnRows(ImageJob* job, void (*run_row)(const ImageJob& job, int64_t row),
 
 }  // namespace
 
-PatchSums SourceOfSums(const PackedWeights& weights, const Conv2DGeometry& geometry) {
-  if (IsPointwise(geometry)) return PatchSums::kPatch;
-  if (weights.layout != ScaleLayout::kGroup) return PatchSums::kWindow;
-  return geometry.in_c % weights.group_size == 0 ? PatchSums::kPixel : PatchSums::kPatch;
-}
-
 QuantizedImage TakeQuantizedImage(const PackedWeights& weights, const Conv2DGeometry& geometry,
                                   Workspace* workspace) {
   const int64_t size = geometry.in_h * geometry.in_w * geometry.in_c;
-  const PatchSums source = SourceOfSums(weights, geometry);
   QuantizedImage image = {};
+  image.source = SourceOfSums(weights, geometry);
   image.largest = workspace->Take<uint32_t>(geometry.in_h);
   if (IsPointwise(geometry)) return image;
   image.q = workspace->Take<int8_t>(size);
-  if (source != PatchSums::kPatch) {
+  if (HasImageOfSums(image.source)) {
     image.sums = workspace->Take<int32_t>(size / SumSize(weights, geometry));
   }
-  if (source == PatchSums::kWindow) {
+  if (image.source == PatchSums::kWindow) {
     image.patch_sums = workspace->Take<int32_t>(geometry.out_h * geometry.out_w);
   }
   return image;
 }
 
 bool ReadImage(const PackedWeights& weights, const Conv2DGeometry& geometry, const float* x,
-               const RowKernel& row, ThreadPool* pool, QuantizedImage* image, float* scale_x,
+               const RowKernel& row, ThreadPool* pool, const QuantizedImage& image, float* scale_x,
                float* inverse) {
   const int64_t rows_per_task =
       std::max<int64_t>(1, kValuesPerTask / (geometry.in_w * geometry.in_c));
-  ImageJob job = {weights, geometry, *row.functions, x, *image, 0.0f, nullptr, 0, rows_per_task};
+  ImageJob job = {weights, geometry, *row.functions, x, image, 0.0f, nullptr, 0, rows_per_task};
   RunOnRows(&job, FindLargest, geometry.in_h, pool);
-  const uint32_t largest = *std::max_element(image->largest, image->largest + geometry.in_h);
+  const uint32_t largest = *std::max_element(image.largest, image.largest + geometry.in_h);
   if (!ScaleOfLargest(largest, scale_x, &job.inverse)) return false;
   *inverse = job.inverse;
-  if (image->q != nullptr) RunOnRows(&job, QuantizeImageRow, geometry.in_h, pool);
-  if (image->patch_sums != nullptr) RunOnRows(&job, SumWindows, geometry.out_h, pool);
+  if (image.q != nullptr) RunOnRows(&job, QuantizeImageRow, geometry.in_h, pool);
+  if (image.source == PatchSums::kWindow) RunOnRows(&job, SumWindows, geometry.out_h, pool);
   return true;
 }
 
@@ -181,36 +214,32 @@ void WriteInt8Patches(const PackedWeights& weights, const Conv2DGeometry& geomet
   const int64_t k = weights.k;
   const int64_t stride = ActivationStride(k);
   const int64_t groups = GroupCount(weights);
-  const bool grouped = weights.layout == ScaleLayout::kGroup;
-  const bool pointwise = IsPointwise(geometry);
-  const PatchSums source = SourceOfSums(weights, geometry);
-  const int64_t pixel_sums = geometry.in_c / SumSize(weights, geometry);
-  Corner corner(geometry, begin);
-  for (int64_t i = 0; i < count; ++i, corner.Advance()) {
-    int8_t* q = rows.q + i * stride;
-    int32_t* sums = rows.sums + i * groups;
-    if (pointwise) {
-      functions.quantize(x + (corner.top() * geometry.in_w + corner.left()) * k, k, inverse, q);
-    } else {
-      CopyPatch<int8_t>(geometry, functions, geometry.in_c, image.q, corner, q);
-    }
-    if (source == PatchSums::kWindow) {
-      *sums = image.patch_sums[begin + i];
-    } else if (source == PatchSums::kPixel) {
-      CopyPatch<int32_t>(geometry, functions, pixel_sums, image.sums, corner, sums);
-    } else {
-      functions.sum_groups(q, k, grouped ? weights.group_size : k, sums);
-    }
+  if (IsPointwise(geometry)) {
+    QuantizePixels(geometry, functions, x, inverse, begin, count, stride, rows.q);
+  } else {
+    CopyPatches<int8_t>(geometry, functions, geometry.in_c, image.q, begin, count, stride, rows.q);
+  }
+  switch (image.source) {
+    case PatchSums::kNone:
+      break;
+    case PatchSums::kWindow:
+      std::copy_n(image.patch_sums + begin, count, rows.sums);
+      break;
+    case PatchSums::kPixel:
+      CopyPatches<int32_t>(geometry, functions, geometry.in_c / weights.group_size, image.sums,
+                           begin, count, groups, rows.sums);
+      break;
+    case PatchSums::kPatch:
+      for (int64_t i = 0; i < count; ++i) {
+        functions.sum_groups(rows.q + i * stride, k, GroupSizeOf(weights), rows.sums + i * groups);
+      }
   }
 }
 
 void WriteFloat32Patches(const Conv2DGeometry& geometry, const float* x, const RowKernel& row,
                          int64_t begin, int64_t count, float* patches) {
-  const int64_t k = geometry.PatchSize();
-  Corner corner(geometry, begin);
-  for (int64_t i = 0; i < count; ++i, corner.Advance()) {
-    CopyPatch<float>(geometry, *row.functions, geometry.in_c, x, corner, patches + i * k);
-  }
+  CopyPatches<float>(geometry, *row.functions, geometry.in_c, x, begin, count, geometry.PatchSize(),
+                     patches);
 }
 
 }  // namespace tfmot_ternary

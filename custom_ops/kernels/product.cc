@@ -18,7 +18,12 @@ constexpr int64_t kGroupChunk = 8;
 // 1024 is even, 16 x 256 x 2048 is a tenth slower).
 constexpr int64_t kShortRow = 1024;
 
+// Least rows of x of a task, where the rows of x are split: a task unpacks its tiles for itself.
+constexpr int64_t kTaskRows = 32;
+
+// Groups whose integer sums lie in the accumulator.
 int64_t GroupsAtOnce(const GemmFunctions& gemm, int64_t groups) {
+  if (gemm.multiply_scaled != nullptr) return 1;
   return gemm.group_ranges ? std::min(groups, kGroupChunk) : groups;
 }
 
@@ -77,6 +82,15 @@ struct Int8Job {
   int64_t m_per_task;
 };
 
+// Asks for the scales of the tile at row n_begin, which are read in one go when its turn comes.
+void PrefetchScales(const PackedWeights& weights, int64_t n_begin) {
+  const int64_t groups = GroupCount(weights);
+  const int64_t rows = std::min<int64_t>(kTileRows, weights.n - n_begin);
+  const char* scales = reinterpret_cast<const char*>(weights.scales + n_begin * groups);
+  const int64_t bytes = rows * groups * static_cast<int64_t>(sizeof(float));
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(scales + i);
+}
+
 // Rows [m_begin, m_end) of y, columns of one tile.
 void MultiplyTile(const Int8Job& job, const GemmTile& tile, int64_t n_begin, int64_t m_begin,
                   int64_t m_end, const ThreadScratch& scratch) {
@@ -89,11 +103,13 @@ void MultiplyTile(const Int8Job& job, const GemmTile& tile, int64_t n_begin, int
   if (grouped) {
     job.row.transpose(weights.scales + n_begin * tile.groups, tile.row_count, tile.groups,
                       scratch.scales);
+    if (n_begin + kTileRows < weights.n) PrefetchScales(weights, n_begin + kTileRows);
   }
   for (int64_t i = m_begin; i < m_end; i += job.gemm.block_m) {
     const int64_t block_m = std::min(job.gemm.block_m, m_end - i);
-    GemmInput input = {job.rows.q + i * stride, stride, job.rows.sums + i * tile.groups, block_m};
     float* y = job.y + i * weights.n + n_begin;
+    const GemmInput input = {job.rows.q + i * stride, stride,   job.rows.sums + i * tile.groups,
+                             block_m,                 y,        weights.n};
     if (!grouped) {
       const float* scales = weights.scales + (one_scale ? 0 : n_begin);
       job.gemm.multiply(tile, input, 0, 1, scratch.acc);
@@ -104,7 +120,9 @@ void MultiplyTile(const Int8Job& job, const GemmTile& tile, int64_t n_begin, int
       continue;
     }
     std::fill_n(scratch.sums, block_m * kTileRows, 0.0f);
-    for (int64_t g = 0; g < tile.groups; g += groups_at_once) {
+    const bool scaled = job.gemm.multiply_scaled != nullptr;
+    if (scaled) job.gemm.multiply_scaled(tile, input, scratch.scales, scratch.sums);
+    for (int64_t g = 0; !scaled && g < tile.groups; g += groups_at_once) {
       const int64_t end = std::min(tile.groups, g + groups_at_once);
       job.gemm.multiply(tile, input, g, end, scratch.acc);
       for (int64_t j = 0; j < block_m; ++j) {
@@ -166,6 +184,10 @@ void ClearPadding(const PackedWeights& weights, int64_t m, const QuantizedRows& 
   }
 }
 
+bool ReadsSums(const PackedWeights& weights, const Kernels& kernels, int64_t m) {
+  return ChooseGemm(kernels, weights, m).functions->reads_sums;
+}
+
 ProductScratch TakeScratch(size_t bytes_per_thread, int num_threads, Workspace* workspace) {
   ProductScratch scratch;
   scratch.bytes_per_thread = bytes_per_thread;
@@ -192,7 +214,8 @@ void MultiplyInt8(const PackedWeights& weights, const QuantizedRows& rows, int64
   job.n_tasks = std::min(tiles, wanted);
   // Where there are too few tiles for the threads, the rows of x are split as well.
   const int64_t m_tasks = job.n_tasks >= threads ? 1 : DivideUp(wanted, job.n_tasks);
-  job.m_per_task = DivideUp(DivideUp(m, m_tasks), gemm.block_m) * gemm.block_m;
+  const int64_t unit = std::min(gemm.block_m, kTaskRows);
+  job.m_per_task = DivideUp(DivideUp(m, m_tasks), unit) * unit;
   RunTasks(pool, job.n_tasks * DivideUp(m, job.m_per_task), RunInt8Task, &job);
 }
 

@@ -42,6 +42,9 @@ QuantizedRows RowsFrom(const QuantizedRows& rows, const PackedWeights& weights, 
 // Writes the zeros behind each of m rows.
 void ClearPadding(const PackedWeights& weights, int64_t m, const QuantizedRows& rows);
 
+// Whether MultiplyInt8 with m rows reads QuantizedRows::sums.
+bool ReadsSums(const PackedWeights& weights, const Kernels& kernels, int64_t m);
+
 // Scratch of the threads, for either product. Take it after everything that is shared.
 struct ProductScratch {
   uint8_t* base;

@@ -11,6 +11,13 @@
 
 namespace tfmot_ternary {
 
+// Windows of an image, in bytes.
+struct Patches {
+  const uint8_t* first;
+  int64_t step;
+  int64_t runs, run_step, run_bytes;
+};
+
 struct RowFunctions {
   // Largest |x| as its float32 bits; above 0x7f7fffff where a value is not finite.
   uint32_t (*largest_bits)(const float* x, int64_t count);
@@ -31,8 +38,9 @@ struct RowFunctions {
   void (*finish_groups)(const float* sums, int count, float scale_x, const float* bias,
                         Activation activation, float* y);
 
-  // Copies `runs` pieces of `bytes` bytes, `stride` bytes apart, one behind the other.
-  void (*copy_runs)(const uint8_t* from, int64_t stride, int64_t runs, int64_t bytes, uint8_t* to);
+  // Copies `count` patches, which begin every patches.step bytes, to every to_step bytes; a patch
+  // is patches.runs pieces of patches.run_bytes bytes, patches.run_step bytes apart.
+  void (*copy_patches)(const Patches& patches, int64_t count, int64_t to_step, uint8_t* to);
 
   // Sum of x * w over one group, in float32.
   float (*dot)(const float* x, const int8_t* w, int64_t count);

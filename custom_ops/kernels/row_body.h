@@ -127,19 +127,24 @@ TFMOT_TERNARY_INLINE void FinishGroups(const float* sums, int count, float scale
   for (int r = 0; r < count; ++r) y[r] = Activate(y[r], activation);
 }
 
-// A step of a fixed size is a few vector moves, where memcpy is a call: half the time for a patch
-// of three runs of 192 bytes.
-TFMOT_TERNARY_INLINE void CopyRuns(const uint8_t* from, int64_t stride, int64_t runs, int64_t bytes,
-                                   uint8_t* to) {
-  for (int64_t r = 0; r < runs; ++r, from += stride) {
-    int64_t i = 0;
-    for (; i + 64 <= bytes; i += 64) std::memcpy(to + i, from + i, 64);
-    if (bytes & 32) std::memcpy(to + i, from + i, 32), i += 32;
-    if (bytes & 16) std::memcpy(to + i, from + i, 16), i += 16;
-    if (bytes & 8) std::memcpy(to + i, from + i, 8), i += 8;
-    if (bytes & 4) std::memcpy(to + i, from + i, 4), i += 4;
-    for (; i < bytes; ++i) to[i] = from[i];
-    to += bytes;
+// Steps of a fixed size are vector moves, where memcpy is a call for each run.
+TFMOT_TERNARY_INLINE void CopyPatches(const Patches& patches, int64_t count, int64_t to_step,
+                                      uint8_t* to) {
+  const int64_t bytes = patches.run_bytes;
+  const int64_t whole = bytes / 64 * 64;
+  for (int64_t p = 0; p < count; ++p) {
+    const uint8_t* from = patches.first + p * patches.step;
+    uint8_t* out = to + p * to_step;
+    for (int64_t r = 0; r < patches.runs; ++r, from += patches.run_step, out += bytes) {
+      for (int64_t i = 0; i < whole; i += 64) std::memcpy(out + i, from + i, 64);
+      if (whole == bytes) continue;
+      int64_t i = whole;
+      if (bytes & 32) std::memcpy(out + i, from + i, 32), i += 32;
+      if (bytes & 16) std::memcpy(out + i, from + i, 16), i += 16;
+      if (bytes & 8) std::memcpy(out + i, from + i, 8), i += 8;
+      if (bytes & 4) std::memcpy(out + i, from + i, 4), i += 4;
+      for (; i < bytes; ++i) out[i] = from[i];
+    }
   }
 }
 
@@ -191,9 +196,8 @@ TFMOT_TERNARY_INLINE void Scale(const int8_t* w, int64_t count, float scale, flo
                              Activation activation, float* y) {                                   \
       row_body::FinishGroups(sums, count, scale_x, bias, activation, y);                          \
     }                                                                                             \
-    target void CopyRuns(const uint8_t* from, int64_t stride, int64_t runs, int64_t bytes,        \
-                         uint8_t* to) {                                                           \
-      row_body::CopyRuns(from, stride, runs, bytes, to);                                          \
+    target void CopyPatches(const Patches& patches, int64_t count, int64_t step, uint8_t* to) {   \
+      row_body::CopyPatches(patches, count, step, to);                                            \
     }                                                                                             \
     target float Dot(const float* x, const int8_t* w, int64_t count) {                            \
       return row_body::Dot(x, w, count);                                                          \
@@ -211,7 +215,7 @@ TFMOT_TERNARY_INLINE void Scale(const int8_t* w, int64_t count, float scale, flo
       transpose,                                                                                  \
       name##_detail::AddGroups,                                                                   \
       name##_detail::FinishGroups,                                                                \
-      name##_detail::CopyRuns,                                                                    \
+      name##_detail::CopyPatches,                                                                 \
       name##_detail::Dot,                                                                         \
       name##_detail::Scale,                                                                       \
   };

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "custom_ops/kernels/check.h"
+#include "custom_ops/kernels/float_kernel.h"
 #include "custom_ops/kernels/gemm.h"
 #include "custom_ops/kernels/kernels.h"
 #include "custom_ops/kernels/product.h"
@@ -78,7 +79,8 @@ void CheckQuantization(const RowKernel& kernel, const RowKernel& portable) {
         const float rounded = std::nearbyint(x[i] * inverse);  // half to even
         CHECK_EQUAL(q[i], static_cast<int>(std::min(127.0f, std::max(-127.0f, rounded))), context);
       }
-      for (int64_t group_size : {int64_t{32}, int64_t{64}, int64_t{128}, int64_t{256}, k}) {
+      for (int64_t group_size :
+           {int64_t{3}, int64_t{32}, int64_t{48}, int64_t{64}, int64_t{128}, int64_t{256}, k}) {
         const int64_t groups = (k + group_size - 1) / group_size;
         std::vector<int32_t> sums(groups), exact(groups);
         kernel.functions->sum_groups(q.data(), k, group_size, sums.data());
@@ -197,6 +199,85 @@ void CheckFloatRows(const RowKernel& kernel, const RowKernel& portable) {
   }
 }
 
+void CheckCopyPatches(const RowKernel& kernel) {
+  Random random(kSeed);
+  for (int64_t run_bytes : {1, 3, 9, 31, 48, 64, 127, 192, 200}) {
+    for (int64_t runs : {1, 3}) {
+      for (int64_t count : {1, 4}) {
+        const int64_t step = 5;
+        const int64_t run_step = run_bytes + 7;
+        const int64_t to_step = runs * run_bytes + 11;
+        std::vector<uint8_t> from((count - 1) * step + (runs - 1) * run_step + run_bytes);
+        for (uint8_t& byte : from) byte = static_cast<uint8_t>(random.Next());
+        std::vector<uint8_t> expected((count - 1) * to_step + runs * run_bytes, 0);
+        std::vector<uint8_t> to(expected.size(), 0);
+        for (int64_t p = 0; p < count; ++p) {
+          for (int64_t i = 0; i < runs * run_bytes; ++i) {
+            expected[p * to_step + i] = from[p * step + i / run_bytes * run_step + i % run_bytes];
+          }
+        }
+        const Patches patches = {from.data(), step, runs, run_step, run_bytes};
+        kernel.functions->copy_patches(patches, count, to_step, to.data());
+        CHECK_TRUE(to == expected, std::string(kernel.name) + " run " + std::to_string(run_bytes));
+      }
+    }
+  }
+}
+
+// The kernels that go from packed bytes to float32, against their definition by portable functions.
+void CheckFloatKernel(const FloatKernel& kernel, const RowKernel& portable) {
+  Random random(kSeed);
+  for (int64_t k : RowLengths()) {
+    const int64_t row_bytes = RowBytes(kernel.format, k);
+    const int row_count = 1 + static_cast<int>(random.Integer(0, kTileRows - 1));
+    const int64_t m = 1 + random.Integer(0, 13);
+    Aligned<uint8_t> packed(row_count * row_bytes);
+    for (int64_t i = 0; i < packed.size(); ++i) packed[i] = static_cast<uint8_t>(random.Next());
+    std::vector<int8_t> codes(row_count * k);
+    for (int r = 0; r < row_count; ++r) {
+      UnpackRow(kernel.format, packed.data() + r * row_bytes, k, &codes[r * k]);
+    }
+    const std::vector<float> x = MakeRow(m * k, Values::kHeavyTail, &random);
+    for (int64_t group_size : {int64_t{0}, int64_t{32}, int64_t{64}, int64_t{128}, int64_t{256}}) {
+      const int64_t size = group_size == 0 ? k : group_size;
+      const int64_t groups = (k + size - 1) / size;
+      const std::string context = std::string(kernel.name) + " k=" + std::to_string(k) +
+                                  " group_size=" + std::to_string(group_size);
+      std::vector<float> scales(row_count * groups);
+      for (float& scale : scales) scale = std::fabs(random.Float());
+
+      const int64_t whole = k / (kBlockBytes * FieldsPerByte(kernel.format)) *
+                            (kBlockBytes * FieldsPerByte(kernel.format));
+      Aligned<float> out(whole);
+      kernel.functions->dequantize(packed.data(), whole, scales.data(), group_size, out.data());
+      bool equal = true;
+      for (int64_t i = 0; i < whole; ++i) {
+        equal &= out[i] == static_cast<float>(codes[i]) * scales[i / size];
+      }
+      CHECK_TRUE(equal, context);
+
+      GemmTile tile = {kernel.format, packed.data(), row_bytes, row_count, k,
+                       groups,        size,          nullptr};
+      Aligned<float> sums(m * kTileRows);
+      kernel.functions->multiply(tile, scales.data(), groups, x.data(), m, sums.data());
+      equal = true;
+      for (int64_t i = 0; i < m; ++i) {
+        for (int r = 0; r < row_count; ++r) {
+          float sum = 0.0f;
+          for (int64_t g = 0; g < groups; ++g) {
+            const int64_t begin = g * size;
+            sum += scales[r * groups + g] * portable.functions->dot(&x[i * k + begin],
+                                                                    &codes[r * k + begin],
+                                                                    std::min(size, k - begin));
+          }
+          equal &= sums[i * kTileRows + r] == sum;
+        }
+      }
+      CHECK_TRUE(equal, context + " m=" + std::to_string(m) + " rows " + std::to_string(row_count));
+    }
+  }
+}
+
 void CheckUnpack(const UnpackKernel& kernel) {
   Random random(kSeed);
   std::vector<int64_t> lengths = RowLengths();
@@ -231,8 +312,15 @@ void Main() {
       CheckEpilogue(rows[i], portable);
       CheckTranspose(rows[i]);
       CheckFloatRows(rows[i], portable);
+      CheckCopyPatches(rows[i]);
     }
     RecordKernel(rows[i].name, rows[i].cpu, Checks() - before);
+  }
+  const FloatKernel* floats = FloatKernels(&count);
+  for (int i = 0; i < count; ++i) {
+    const int64_t before = Checks();
+    if (Supported(floats[i].cpu)) CheckFloatKernel(floats[i], portable);
+    RecordKernel(floats[i].name, floats[i].cpu, Checks() - before);
   }
   const UnpackKernel* unpackers = UnpackKernels(&count);
   for (int i = 0; i < count; ++i) {

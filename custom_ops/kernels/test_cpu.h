@@ -16,9 +16,9 @@ namespace tfmot_ternary {
 inline CpuFlags TestCpu() {
   CpuFlags flags = HostCpu();
 #if defined(TFMOT_TERNARY_MODEL_AMX)
-  // The kernels with tiles use AVX-512 around them.
-  constexpr CpuFlags kAround = kCpuAvx512Vnni | kCpuAvx512Vbmi;
-  if ((flags & kAround) == kAround) flags |= kCpuAmxInt8;
+  // What the kernels with tiles use beside them, and comes with kCpuAmxInt8.
+  constexpr CpuFlags kBeside = kCpuAvx512Vnni | kCpuAvx512Vbmi;
+  if ((flags & kBeside) == kBeside && __builtin_cpu_supports("gfni")) flags |= kCpuAmxInt8;
 #endif
   return flags;
 }
