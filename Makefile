@@ -35,16 +35,22 @@ lib: $(STAMP)  ## build tfmot_ternary/libtfmot_ternary_ops.so with the system's 
 test-python: lib
 	$(BIN)/python -m pytest
 
-# On this CPU; again with the sanitizers; again for ARM64 under qemu; then: did every kernel run?
+# On this CPU; with the sanitizers; for ARM64 under qemu, also as older CPUs that must not meet a newer
+# one's instructions. Then: did every kernel run?
 test-bazel: system-test  ## the C++ tests
 	rm -rf build/tests && mkdir -p build/tests
-	$(call bazel-test,host)
-	$(call bazel-test,sanitize,--config=sanitize)
-	$(call bazel-test,arm64,--config=arm64)
+	$(call bazel-test,host,//...)
+	$(call bazel-test,sanitize,//...,--config=sanitize)
+	$(call bazel-test,arm64,//...,--config=arm64)
+	$(call bazel-test,arm64-dotprod,$(OLDER_CPU_TESTS),--config=arm64-dotprod)
+	$(call bazel-test,arm64-neon,$(OLDER_CPU_TESTS),--config=arm64-neon)
 	$(PYTHON) custom_ops/kernel_coverage.py --skipped_levels='$(SKIPPED_LEVELS)' build/tests/*.json
 
+OLDER_CPU_TESTS := //custom_ops:kernels_fully_connected_test //custom_ops:kernels_row_test
+
 # The build events name the logs that kernel_coverage.py reads.
-bazel-test = bazel test $(BAZEL_CONFIG) $(2) --build_event_json_file='$(CURDIR)/build/tests/$(1).json' //...
+bazel-test = bazel test $(BAZEL_CONFIG) $(3) \
+  --build_event_json_file='$(CURDIR)/build/tests/$(1).json' $(2)
 
 # Debian's Bazel finds its rule sets on the disk; any other fetches them (see .bazelrc).
 BAZEL_CONFIG ?= $(shell test -d /usr/share/bazel/tools/platforms && echo --config=offline)

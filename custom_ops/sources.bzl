@@ -6,8 +6,10 @@ Paths are relative to custom_ops/.
 
 KERNEL_HEADERS = [
     "kernels/amx_tiles.h",
+    "kernels/amx_unpack.h",
     "kernels/avx2.h",
     "kernels/avx512.h",
+    "kernels/avx512_float.h",
     "kernels/avx512_groups.h",
     "kernels/codecs_body.h",
     "kernels/conv2d.h",
@@ -40,6 +42,7 @@ KERNEL_SOURCES = [
     "kernels/avx2_gemm.cc",
     "kernels/avx2_row.cc",
     "kernels/avx512_decode.cc",
+    "kernels/avx512_dequantize.cc",
     "kernels/avx512_float.cc",
     "kernels/avx512_prefill.cc",
     "kernels/avx512_row.cc",

@@ -9,13 +9,13 @@
 #include <algorithm>
 
 #include "custom_ops/kernels/amx_tiles.h"
+#include "custom_ops/kernels/amx_unpack.h"
 #include "custom_ops/kernels/avx512.h"
 
 namespace tfmot_ternary {
 namespace amx {
 namespace {
 
-constexpr int kHalfRows = kTileRows / 2;       // rows of W in a tile register
 constexpr int64_t kStep = 64;                  // weights that a tile register holds of each row
 constexpr int64_t kBlockM = 2 * kMaxTileRows;  // rows of x that meet a piece at once
 
@@ -48,73 +48,6 @@ Scratch TakeScratch(uint8_t* base) {
 
 size_t ScratchBytes(int64_t /*k*/) {
   return 2 * kHalfBytes + (2 * kBatchSums + kMaxM * kTileRows) * sizeof(int32_t);
-}
-
-// One GFNI instruction makes weights of a field, being affine in its bits. `low`: the bits that,
-// added to 1, give bit 0 of the weight; `high`: the same for bits 1 to 7.
-//   b1: 0 -> 0xff, 1 -> 0x01. t2: 0 -> 0xff, 1 -> 0x00, 2 -> 0x01; of a code 3, which Prepare
-//   refuses, it makes -2.
-TFMOT_TERNARY_AMX_INLINE __m512i Affine(__m512i bytes, int low, int high) {
-  const uint64_t matrix =
-      0x0001010101010101u * static_cast<uint64_t>(high) | static_cast<uint64_t>(low) << 56;
-  const __m512i rows = _mm512_set1_epi64(static_cast<int64_t>(matrix));
-  return _mm512_gf2p8affine_epi64_epi8(bytes, rows, 0xff);
-}
-
-TFMOT_TERNARY_AMX_INLINE __m512i Pair(__m512i bytes, int pair) {
-  return Affine(bytes, 1 << (2 * pair), 3 << (2 * pair));
-}
-
-template <int f>
-TFMOT_TERNARY_AMX_INLINE __m512i Weights(const avx512::T2Codec::Block& block) {
-  return Pair(block, f);
-}
-template <int f>
-TFMOT_TERNARY_AMX_INLINE __m512i Weights(const avx512::T5Codec::Block& block) {
-  // 81 and 162 are 01010001b and 10100010b: the upper bit pair is the digit.
-  return f == 4 ? Pair(block.top, 3) : Pair(block.pairs, f % 4);
-}
-template <int f>
-TFMOT_TERNARY_AMX_INLINE __m512i Weights(const avx512::B1Codec::Block& block) {
-  return Affine(block.low, 0, 1 << f);
-}
-
-template <class Codec, int f>
-TFMOT_TERNARY_AMX_INLINE void StoreWeights(const typename Codec::Block& block, int64_t step,
-                                           int8_t* out) {
-  if constexpr (f < Codec::kFields) {
-    _mm512_store_si512(out + f * step, Weights<f>(block));
-    StoreWeights<Codec, f + 1>(block, step, out);
-  }
-}
-
-// One block of 16 rows, `size` bytes of each from `offset` on.
-template <class Codec>
-TFMOT_TERNARY_AMX_INLINE void UnpackBlock(const uint8_t* const* rows, int64_t offset, int64_t size,
-                                          int8_t* out) {
-  __m512i columns[16];
-  avx512::LoadColumns(rows, offset, size, columns);
-  if (size == kBlockBytes) {
-    for (int d = 0; d < 16; ++d) {
-      StoreWeights<Codec, 0>(Codec::MakeBlock(columns[d]), kBlockBytes * kHalfRows, out + d * 64);
-    }
-  } else {
-    for (int64_t d = 0; d < size / 4; ++d) {
-      StoreWeights<Codec, 0>(Codec::MakeBlock(columns[d]), size * kHalfRows, out + d * 64);
-    }
-  }
-}
-
-// Weights [begin, end) of 16 rows; begin, and end if it is not k, between blocks.
-template <class Codec>
-TFMOT_TERNARY_AMX void Unpack(const uint8_t* const* rows, int64_t begin, int64_t end, int64_t k,
-                              int8_t* out) {
-  constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
-  for (int64_t at = begin; at < end; at += kBlockWeights) {
-    const int64_t rest = k - at;
-    const int64_t size = rest < kBlockWeights ? ShortBlockBytes(Codec::kFormat, rest) : kBlockBytes;
-    UnpackBlock<Codec>(rows, at / Codec::kFields, size, out + (at - begin) * kHalfRows);
-  }
 }
 
 // A group's part of a piece: up to 32 rows of x times the tile of W.
@@ -282,7 +215,7 @@ TFMOT_TERNARY_AMX void MultiplyPieces(const GemmTile& tile, const GemmInput& inp
   for (int64_t begin = 0; begin < tile.k; begin += kPiece) {
     const int64_t end = std::min(tile.k, begin + kPiece);
     for (int h = 0; h < halves; ++h) {
-      Unpack<Codec>(rows[h], begin, end, tile.k, scratch.weights + h * kHalfBytes);
+      Unpack<Codec>(tile, rows[h], begin, end, scratch.weights + h * kHalfBytes);
     }
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t i = block * input.m / blocks;

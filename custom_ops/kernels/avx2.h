@@ -71,10 +71,17 @@ TFMOT_TERNARY_AVX2_INLINE Vector AddPairs16(Vector a) {
   return _mm256_madd_epi16(a, _mm256_set1_epi16(1));
 }
 
+// sums += float(acc) * scales for one vector of them, without contraction.
+TFMOT_TERNARY_AVX2_INLINE void AddScaled(const int32_t* acc, const float* scales, float* sums) {
+  const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(Load(acc)), _mm256_loadu_ps(scales));
+  _mm256_storeu_ps(sums, _mm256_add_ps(_mm256_loadu_ps(sums), product));
+}
+
 // Keeps gcc 12 from loading the value again for every mask that is taken of it.
 TFMOT_TERNARY_AVX2_INLINE void HoldInRegister(Vector* value) { __asm__("" : "+x"(*value)); }
 
-// AVX2: sums of products in 16 bits; vpmaddubsw adds two unsigned codes times signed bytes.
+// AVX2: sums of products in 16 bits; vpmaddubsw adds two unsigned codes times signed bytes. Inline
+// assembly keeps the accumulators in registers, where gcc 12 would collect products and spill.
 struct PairDot {
   static constexpr bool kWide = false;
   static constexpr int kMaxM = 4;  // rows of x that prefill takes at once: 8 accumulators

@@ -11,6 +11,18 @@ namespace tfmot_ternary {
 namespace avx512 {
 namespace {
 
+// Rows of x that callers pass at once.
+constexpr int64_t kBlockM = 4;
+
+// How far ahead of the rows that are read together, `bytes` in all, the tiles are asked for: far
+// enough for memory, near enough for the first-level cache to keep it where rows are short, and so
+// that every line is asked for once. (Tiles follow each other in memory; hardware that prefetches
+// lines in order stumbles over rows that are read side by side.)
+int64_t PrefetchDistance(int64_t bytes) {
+  constexpr int64_t kDistance = 8192;
+  return (kDistance + bytes - 1) / bytes * bytes;
+}
+
 // R rows of W times M rows of x, one group. Each packed block meets kFields runs of q.
 template <class Codec, int R, int M>
 struct Rows {
@@ -36,6 +48,7 @@ struct Rows {
                                               int64_t stride, __m512i* totals) {
     constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
     const uint8_t* rows = tile.rows + first_row * tile.row_bytes;
+    const int64_t ahead = PrefetchDistance(R * tile.row_bytes);
     __m512i acc[R * M][Codec::kAccumulators];
     for (auto& row : acc) {
       for (__m512i& lanes : row) lanes = _mm512_setzero_si512();
@@ -44,7 +57,10 @@ struct Rows {
     for (; rest >= kBlockWeights; rest -= kBlockWeights) {
       typename Codec::Block blocks[R];
       for (int r = 0; r < R; ++r) {
-        __m512i bytes = Load(rows + r * tile.row_bytes);
+        const uint8_t* row = rows + r * tile.row_bytes;
+        // With two rows of x it would cost more than it brings where weights are in a cache.
+        if constexpr (M == 1) Prefetch<1>(row + ahead);
+        __m512i bytes = Load(row);
         HoldInRegister(&bytes);
         blocks[r] = Codec::MakeBlock(bytes);
       }
@@ -158,12 +174,13 @@ TFMOT_TERNARY_AVX512_INLINE void MultiplyShortBlock(const uint8_t* const* rows, 
 // All rows of the tile times row i of x, in groups of kGroup.
 template <class Codec, int kGroup>
 TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmInput& input,
-                                               int64_t i, int32_t* acc) {
+                                               int64_t i, int32_t* acc, const float* scales,
+                                               float* scaled) {
   constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
   const int8_t* q = input.q + i * input.stride;
   const int64_t blocks = tile.k / kBlockWeights;
   const int64_t rest = tile.k - blocks * kBlockWeights;
-  const int64_t ahead = kTileRows * tile.row_bytes;  // the tile that is likely to come next
+  const uint8_t* ahead = tile.rows + PrefetchDistance(16 * tile.row_bytes);
   const uint8_t* rows[kTileRows];
   for (int first = 0; first < tile.row_count; first += 16) PointToRows(tile, first, rows + first);
   uint8_t* now = tile.scratch;
@@ -173,19 +190,21 @@ TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmI
   for (int first = 0; first < tile.row_count; first += 16) {
     GroupWriter writer;
     writer.sums = input.sums + i * tile.groups;
-    writer.out = acc + i * tile.groups * kTileRows + first;
+    writer.out = acc == nullptr ? nullptr : acc + first;
+    writer.scales = acc == nullptr ? scales + first : nullptr;
+    writer.scaled = acc == nullptr ? _mm512_load_ps(scaled + first) : _mm512_setzero_ps();
     writer.group_size = kGroup;
     writer.pending = _mm512_setzero_si512();
     for (int64_t b = 0; b < blocks; ++b) {
       // The next block; where there is none, the same one again.
-      BlockOf16Rows next = {rows + first, b * kBlockBytes, later, 0};
+      BlockOf16Rows next = {rows + first, b * kBlockBytes, later, ahead};
       if (b + 1 < blocks) {
         next.offset += kBlockBytes;
       } else if (first + 16 < tile.row_count) {
         next.rows += 16;
         next.offset = 0;
       }
-      next.ahead = next.offset + ahead;
+      ahead += kTurnedBytes;
       GroupBlock<Codec, kGroup>::Run(now, q + b * kBlockWeights, next, decoded, &writer);
       std::swap(now, later);
     }
@@ -194,12 +213,34 @@ TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmI
                                 q + blocks * kBlockWeights, decoded, &writer);
     }
     writer.Flush();
+    if (acc == nullptr) _mm512_store_ps(scaled + first, writer.scaled);
   }
 }
 
+// Integers to `acc`, or where that is null, products with scales added to `scaled`.
 template <class Codec, int kGroup>
-void MultiplyGroups(const GemmTile& tile, const GemmInput& input, int32_t* acc) {
-  for (int64_t i = 0; i < input.m; ++i) MultiplyGroupsOneRow<Codec, kGroup>(tile, input, i, acc);
+void MultiplyGroups(const GemmTile& tile, const GemmInput& input, int32_t* acc, const float* scales,
+                    float* scaled) {
+  for (int64_t i = 0; i < input.m; ++i) {
+    MultiplyGroupsOneRow<Codec, kGroup>(
+        tile, input, i, acc == nullptr ? nullptr : acc + i * tile.groups * kTileRows, scales,
+        scaled == nullptr ? nullptr : scaled + i * kTileRows);
+  }
+}
+
+template <class Codec>
+void MultiplyAnyGroups(const GemmTile& tile, const GemmInput& input, int32_t* acc,
+                       const float* scales, float* scaled) {
+  switch (tile.group_size) {
+    case 32:
+      return MultiplyGroups<Codec, 32>(tile, input, acc, scales, scaled);
+    case 64:
+      return MultiplyGroups<Codec, 64>(tile, input, acc, scales, scaled);
+    case 128:
+      return MultiplyGroups<Codec, 128>(tile, input, acc, scales, scaled);
+    default:
+      return MultiplyGroups<Codec, 256>(tile, input, acc, scales, scaled);
+  }
 }
 
 template <class Codec>
@@ -207,14 +248,30 @@ void Multiply(const GemmTile& tile, const GemmInput& input, int64_t /*group_begi
               int64_t /*group_end*/, int32_t* acc) {
   if (tile.groups == 1) {
     MultiplyOneGroup<Codec>(tile, input, acc);
-  } else if (tile.group_size == 32) {
-    MultiplyGroups<Codec, 32>(tile, input, acc);
-  } else if (tile.group_size == 64) {
-    MultiplyGroups<Codec, 64>(tile, input, acc);
-  } else if (tile.group_size == 128) {
-    MultiplyGroups<Codec, 128>(tile, input, acc);
   } else {
-    MultiplyGroups<Codec, 256>(tile, input, acc);
+    MultiplyAnyGroups<Codec>(tile, input, acc, nullptr, nullptr);
+  }
+}
+
+template <class Codec>
+TFMOT_TERNARY_AVX512 void MultiplyOneGroupScaled(const GemmTile& tile, const GemmInput& input,
+                                                 const float* scales, float* sums) {
+  alignas(64) int32_t acc[kBlockM * kTileRows] = {};
+  MultiplyOneGroup<Codec>(tile, input, acc);
+  for (int64_t i = 0; i < input.m * kTileRows; i += 16) {
+    const __m512 scale = _mm512_load_ps(scales + i % kTileRows);
+    const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(Load(acc + i)), scale);
+    _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_load_ps(sums + i), product));
+  }
+}
+
+template <class Codec>
+void MultiplyScaled(const GemmTile& tile, const GemmInput& input, const float* scales,
+                    float* sums) {
+  if (tile.groups == 1) {
+    MultiplyOneGroupScaled<Codec>(tile, input, scales, sums);
+  } else {
+    MultiplyAnyGroups<Codec>(tile, input, nullptr, scales, sums);
   }
 }
 
@@ -224,10 +281,11 @@ size_t ScratchBytes(int64_t /*k*/) { return 2 * kTurnedBytes + 8 * kBlockBytes *
 }  // namespace
 }  // namespace avx512
 
-#define TFMOT_TERNARY_DEFINE(name, codec)                                                  \
-  extern const GemmFunctions name;                                                         \
-  const GemmFunctions name = {/*block_m=*/4, /*group_ranges=*/false, avx512::ScratchBytes, \
-                              /*load=*/nullptr, avx512::Multiply<avx512::codec>};
+#define TFMOT_TERNARY_DEFINE(name, codec)                                      \
+  extern const GemmFunctions name;                                             \
+  const GemmFunctions name = {                                                 \
+      avx512::kBlockM,  /*group_ranges=*/false,          avx512::ScratchBytes, \
+      /*load=*/nullptr, avx512::Multiply<avx512::codec>, avx512::MultiplyScaled<avx512::codec>};
 TFMOT_TERNARY_DEFINE(T2DecodeAvx512Vnni, T2Codec)
 TFMOT_TERNARY_DEFINE(T5DecodeAvx512Vnni, T5Codec)
 TFMOT_TERNARY_DEFINE(B1DecodeAvx512Vnni, B1Codec)

@@ -1,111 +1,18 @@
-// AVX-512: packed weights to float32, in registers. A vector of 16 packed bytes, widened to 32
-// bits, indexes a table of 16 floats with its low four bits: vpermps gives the weights of one
-// field, and one shift by four serves all fields of a nibble.
+// AVX-512: products of float32 rows with packed weights, read in place.
 #if defined(__x86_64__)
+
+#include "custom_ops/kernels/avx512_float.h"
 
 #include <algorithm>
 
-#include "custom_ops/kernels/avx512.h"
 #include "custom_ops/kernels/float_kernel.h"
 
 namespace tfmot_ternary {
 namespace avx512 {
 namespace {
 
-constexpr int kChunks = kBlockBytes / 16;
-
-// What the codecs of avx512.h lack: how many fields a nibble of a byte holds, and their tables.
-template <class Codec>
-struct FloatCodec {
-  static constexpr bool kBinary = Codec::kFormat == Format::kB1;
-  static constexpr bool kHasTop = Codec::kFormat == Format::kT5;
-  static constexpr int kBits = kBinary ? 1 : 2;
-  static constexpr int kFields = 4 / kBits;
-  static constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
-
-  static TFMOT_TERNARY_AVX512_INLINE __m512 Table(int field) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i digits = _mm512_and_si512(_mm512_srli_epi32(lanes, kBits * field),
-                                            _mm512_set1_epi32((1 << kBits) - 1));
-    const __m512 values = _mm512_cvtepi32_ps(digits);
-    const __m512 doubled = kBinary ? _mm512_add_ps(values, values) : values;
-    return _mm512_sub_ps(doubled, _mm512_set1_ps(1.0f));
-  }
-};
-
-// The packed bytes of a block with two bits or one per field; of t5 also the top digits.
-template <class Codec>
-TFMOT_TERNARY_AVX512_INLINE void StoreNibbles(const uint8_t* block, uint8_t* nibbles,
-                                              uint8_t* top) {
-  if constexpr (FloatCodec<Codec>::kHasTop) {
-    const typename Codec::Block decoded = Codec::MakeBlock(Load(block));
-    _mm512_store_si512(nibbles, decoded.pairs);
-    _mm512_store_si512(top, Codec::template Digits<4>(decoded));
-  }
-}
-
-TFMOT_TERNARY_AVX512_INLINE __m512i Widen(const uint8_t* bytes) {
-  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-}
-
-// ---- dequantize ----
-
-// The 16 weights of field f that `index` holds, scaled, and of the fields after it.
-template <class Codec, bool kGrouped, int f>
-TFMOT_TERNARY_AVX512_INLINE void WriteFields(__m512i index, const __m512* tables,
-                                             const float* scales, int shift, int64_t begin,
-                                             float* out) {
-  constexpr int kNibbleFields = FloatCodec<Codec>::kFields;
-  if constexpr (f < 2 * kNibbleFields) {
-    if constexpr (f == kNibbleFields) index = _mm512_srli_epi32(index, 4);
-    __m512 table = tables[f % kNibbleFields];
-    if constexpr (kGrouped) {
-      table = _mm512_mul_ps(table, _mm512_set1_ps(scales[(begin + f * kBlockBytes) >> shift]));
-    }
-    _mm512_storeu_ps(out + f * kBlockBytes, _mm512_permutexvar_ps(index, table));
-    WriteFields<Codec, kGrouped, f + 1>(index, tables, scales, shift, begin, out);
-  }
-}
-
-template <class Codec, bool kGrouped>
-TFMOT_TERNARY_AVX512 void WriteBlocks(const uint8_t* row, int64_t k, const float* scales, int shift,
-                                      float* out) {
-  using Floats = FloatCodec<Codec>;
-  __m512 tables[Floats::kFields];
-  for (int f = 0; f < Floats::kFields; ++f) {
-    tables[f] = Floats::Table(f);
-    if (!kGrouped) tables[f] = _mm512_mul_ps(tables[f], _mm512_set1_ps(*scales));
-  }
-  alignas(64) uint8_t nibbles[kBlockBytes], top[kBlockBytes];
-  for (int64_t begin = 0; begin < k; begin += Floats::kBlockWeights, row += kBlockBytes) {
-    StoreNibbles<Codec>(row, nibbles, top);
-    const uint8_t* bytes = Floats::kHasTop ? nibbles : row;
-    for (int64_t c = 0; c < kBlockBytes; c += 16) {
-      WriteFields<Codec, kGrouped, 0>(Widen(bytes + c), tables, scales, shift, begin + c,
-                                      out + begin + c);
-      if constexpr (Floats::kHasTop) {
-        const int64_t at = begin + 4 * kBlockBytes + c;
-        __m512 table = tables[0];
-        if (kGrouped) table = _mm512_mul_ps(table, _mm512_set1_ps(scales[at >> shift]));
-        _mm512_storeu_ps(out + at, _mm512_permutexvar_ps(Widen(top + c), table));
-      }
-    }
-  }
-}
-
-template <class Codec>
-void Dequantize(const uint8_t* row, int64_t k, const float* scales, int64_t group_size,
-                float* out) {
-  if (group_size == 0) {
-    WriteBlocks<Codec, false>(row, k, scales, 0, out);
-  } else {
-    WriteBlocks<Codec, true>(row, k, scales, __builtin_ctzll(static_cast<uint64_t>(group_size)),
-                             out);
-  }
-}
-
-// ---- multiply: R rows of W by M rows of x, a vector of 16 chains each ----
-
+// R rows of W by M rows of x, a vector of 16 chains each.
+//
 // Recursion over i unrolls for certain: what gcc finds indexed by a loop stays in memory.
 
 template <int i, int M>
@@ -127,14 +34,14 @@ struct FloatRows {
       Next::Clear(acc);
     }
   }
-  static TFMOT_TERNARY_AVX512_INLINE void WidenRows(const uint8_t* const* bytes,
-                                                    __m512i (&index)[R][kChunks]) {
+  template <class Source>
+  static TFMOT_TERNARY_AVX512_INLINE void Index(const Source* from, __m512i (&index)[R][kChunks]) {
     if constexpr (r < R) {
-      index[r][0] = Widen(bytes[r]);
-      index[r][1] = Widen(bytes[r] + 16);
-      index[r][2] = Widen(bytes[r] + 32);
-      index[r][3] = Widen(bytes[r] + 48);
-      Next::WidenRows(bytes, index);
+      index[r][0] = Chunk<0>(from[r]);
+      index[r][1] = Chunk<1>(from[r]);
+      index[r][2] = Chunk<2>(from[r]);
+      index[r][3] = Chunk<3>(from[r]);
+      Next::Index(from, index);
     }
   }
   static TFMOT_TERNARY_AVX512_INLINE void NextNibble(__m512i (&index)[R][kChunks]) {
@@ -186,25 +93,23 @@ class FloatBlock {
     Position at = {x, 0, std::min(tile.k, tile.group_size)};
     __m512 acc[R][M];
     Rows::Clear(acc);
-    alignas(64) uint8_t nibbles[R][kBlockBytes], top[R][kBlockBytes];
     const int64_t whole = tile.k / Floats::kBlockWeights * Floats::kBlockWeights;
     while (at.weight < whole) {
-      const uint8_t* from[R];
-      for (int r = 0; r < R; ++r) {
-        StoreNibbles<Codec>(bytes[r], nibbles[r], top[r]);
-        from[r] = Floats::kHasTop ? nibbles[r] : bytes[r];
-        bytes[r] += kBlockBytes;
-      }
+      typename Nibbles<Codec>::Source from[R];
+      for (int r = 0; r < R; ++r) from[r] = Nibbles<Codec>::Of(bytes[r]).fields;
       __m512i index[R][kChunks];
-      Rows::WidenRows(from, index);
+      Rows::Index(from, index);
       AddNibble<0>(tile, row_scales, index, &at, acc, sums + first);
       Rows::NextNibble(index);
       AddNibble<0>(tile, row_scales, index, &at, acc, sums + first);
       if constexpr (Floats::kHasTop) {
-        for (int r = 0; r < R; ++r) from[r] = top[r];
-        Rows::WidenRows(from, index);
+        for (int r = 0; r < R; ++r) {
+          from[r] = Nibbles<Codec>::Of(bytes[r]).top;
+        }
+        Rows::Index(from, index);
         AddField(Floats::Table(0), tile, row_scales, index, &at, acc, sums + first);
       }
+      for (int r = 0; r < R; ++r) bytes[r] += kBlockBytes;
     }
     if (at.weight < tile.k) AddTail(tile, bytes, row_scales, &at, acc, sums + first);
   }
@@ -272,8 +177,7 @@ class FloatBlock {
     for (int r = 0; r < R; ++r) DecodePiece<Codec>(bytes[r], tile.k - at->weight, codes[r]);
     for (int64_t done = 0; at->weight < tile.k; done += 16) {
       const int64_t count = std::min<int64_t>(16, tile.k - at->weight);
-      const __mmask16 mask = static_cast<__mmask16>(0xffff >> (16 - count));
-      AddMasked<0>(codes, done, mask, at->x, tile.k, acc);
+      AddMasked<0>(codes, done, FirstLanes(count), at->x, tile.k, acc);
       Advance(tile, count, scales, at, acc, sums);
     }
   }
@@ -285,8 +189,7 @@ class FloatBlock {
     if constexpr (j < R * M) {
       constexpr int r = j / M;
       constexpr int i = j % M;
-      const __m512i codes_16 = _mm512_sub_epi32(Widen(codes[r] + done), _mm512_set1_epi32(1));
-      acc[r][i] = _mm512_mask3_fmadd_ps(_mm512_cvtepi32_ps(codes_16),
+      acc[r][i] = _mm512_mask3_fmadd_ps(WeightsOf(codes[r] + done),
                                         _mm512_maskz_loadu_ps(mask, x + i * k), acc[r][i], mask);
       AddMasked<j + 1>(codes, done, mask, x, k, acc);
     }

@@ -24,15 +24,16 @@ struct BlockOf16Rows {
   const uint8_t* const* rows;
   int64_t offset;
   uint8_t* to;
-  int64_t ahead;  // the offset of what is asked for meanwhile
+  const uint8_t* ahead;  // 1 KiB that is asked for meanwhile, in its order in memory
 
-  TFMOT_TERNARY_AVX512_INLINE __m512i LoadRow(int r) const {
-    _mm_prefetch(reinterpret_cast<const char*>(rows[r] + ahead), _MM_HINT_T0);
+  // `line` of 16: one is asked for with every row that is loaded.
+  TFMOT_TERNARY_AVX512_INLINE __m512i LoadRow(int r, int line) const {
+    Prefetch<2>(ahead + line * kBlockBytes);
     return Load(rows[r] + offset);
   }
 };
 
-// Stores piece c of four rows. Inline assembly keeps gcc from gathering the stores of a block in
+// Stores piece c of a row. Inline assembly keeps gcc from gathering the stores of a block in
 // one place, where they would hold up the products.
 template <int c>
 TFMOT_TERNARY_AVX512_INLINE void StorePiece(__m512i row, uint8_t* to) {
@@ -95,10 +96,10 @@ struct FieldSums {
     if constexpr (c < end) {
       __m512i rows[4] = {};
       if constexpr (kFirst == 0) {
-        rows[0] = next.LoadRow(c);
-        rows[1] = next.LoadRow(c + 4);
-        rows[2] = next.LoadRow(c + 8);
-        rows[3] = next.LoadRow(c + 12);
+        rows[0] = next.LoadRow(c, 4 * c);
+        rows[1] = next.LoadRow(c + 4, 4 * c + 1);
+        rows[2] = next.LoadRow(c + 8, 4 * c + 2);
+        rows[3] = next.LoadRow(c + 12, 4 * c + 3);
       }
       const int8_t* from = q + kFirst * kBlockBytes + c * 16;
       const __m512i activations[4] = {BroadcastPiece(from), BroadcastPiece(from + kBlockBytes),
@@ -125,7 +126,7 @@ struct FieldSums {
 TFMOT_TERNARY_AVX512_INLINE void TurnBlock(const BlockOf16Rows& block) {
   for (int r = 0; r < 16; ++r) {
     uint8_t* to = block.to + r % 4 * 64 + r / 4 * 16;
-    const __m512i row = block.LoadRow(r);
+    const __m512i row = block.LoadRow(r, r);
     StorePiece<0>(row, to);
     StorePiece<1>(row, to + 256);
     StorePiece<2>(row, to + 512);
@@ -165,21 +166,32 @@ TFMOT_TERNARY_AVX512_INLINE __m512i SumParts(const __m512i* acc) {
   return _mm512_madd_epi16(_mm512_packs_epi32(low, high), ones);
 }
 
-// Group sums of 16 rows, in the order of the row.
+// Takes group sums of 16 rows, in the order of the row: stores them, or adds them up in float32.
 struct GroupWriter {
   const int32_t* sums;  // of q over the groups
-  int32_t* out;
+  int32_t* out;         // null where `scales` is not
+  const float* scales;
+  __m512 scaled;  // the sum of sum * scale
   int64_t group_size;
   int64_t filled = 0;  // weights in `pending`
   __m512i pending;     // the sum of (weight + 1) * q over the group that is under way
 
   TFMOT_TERNARY_AVX512_INLINE void Store(__m512i total, int64_t group) {
-    _mm512_store_si512(out + group * kTileRows,
-                       _mm512_sub_epi32(total, _mm512_set1_epi32(sums[group])));
+    total = _mm512_sub_epi32(total, _mm512_set1_epi32(sums[group]));
+    if (out != nullptr) {
+      _mm512_store_si512(out + group * kTileRows, total);
+    } else {
+      const __m512 scale = _mm512_load_ps(scales + group * kTileRows);
+      scaled = _mm512_add_ps(scaled, _mm512_mul_ps(_mm512_cvtepi32_ps(total), scale));
+    }
   }
   TFMOT_TERNARY_AVX512_INLINE void Next(int64_t groups) {
     sums += groups;
-    out += groups * kTileRows;
+    if (out != nullptr) {
+      out += groups * kTileRows;
+    } else {
+      scales += groups * kTileRows;
+    }
   }
   // Adds `weights` of them, all of one group.
   TFMOT_TERNARY_AVX512_INLINE void Add(__m512i total, int64_t weights) {
@@ -215,15 +227,14 @@ struct GroupBlock {
   // Half of four fields in groups of 32.
   template <int kFirst, int half>
   static TFMOT_TERNARY_AVX512_INLINE void MultiplyHalf(const uint8_t* block, const int8_t* q,
-                                                       const BlockOf16Rows& next,
-                                                       GroupWriter* writer) {
+                                                       const BlockOf16Rows& next, __m512i* totals) {
     __m512i acc[16];
     FieldSums<kBits, kFirst>::template Run<2 * half, 2 * half + 2>(block, q, next, acc);
     ShiftFields<kFirst>(acc);
-    writer->Store(SumParts(acc), half);
-    writer->Store(SumParts(acc + 4), 2 + half);
-    writer->Store(SumParts(acc + 8), 4 + half);
-    writer->Store(SumParts(acc + 12), 6 + half);
+    totals[half] = SumParts(acc);
+    totals[2 + half] = SumParts(acc + 4);
+    totals[4 + half] = SumParts(acc + 8);
+    totals[6 + half] = SumParts(acc + 12);
   }
 
   // Four fields.
@@ -232,8 +243,10 @@ struct GroupBlock {
                                                     const BlockOf16Rows& next,
                                                     GroupWriter* writer) {
     if constexpr (kGroup == 32) {
-      MultiplyHalf<kFirst, 0>(block, q, next, writer);
-      MultiplyHalf<kFirst, 1>(block, q, next, writer);
+      __m512i totals[8];
+      MultiplyHalf<kFirst, 0>(block, q, next, totals);
+      MultiplyHalf<kFirst, 1>(block, q, next, totals);
+      for (int g = 0; g < 8; ++g) writer->Store(totals[g], g);
     } else {
       __m512i acc[16];
       FieldSums<kBits, kFirst>::template Run<0, 4>(block, q, next, acc);

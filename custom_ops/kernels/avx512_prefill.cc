@@ -38,6 +38,7 @@ TFMOT_TERNARY_AVX512 void Unpack(const GemmTile& tile, const uint8_t* const (*ro
           rest < kBlockWeights ? ShortBlockBytes(Codec::kFormat, rest) : kBlockBytes;
       __m512i columns[16];
       LoadColumns(rows[h], at / Codec::kFields, size, columns);
+      PrefetchNextBlock(tile, rows[h], at / Codec::kFields);
       uint8_t* out = tile.scratch + (at - begin) * kTileRows + h * kHalfRows * 4;
       if (size == kBlockBytes) {
         for (int d = 0; d < 16; ++d) {

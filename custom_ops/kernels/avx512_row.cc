@@ -33,53 +33,37 @@ TFMOT_TERNARY_AVX512 void UnpackCodes(const uint8_t* row, int64_t k, int8_t* out
   }
 }
 
-// Four values each of the rows r, 4 + r, 8 + r and 12 + r of 16.
-TFMOT_TERNARY_AVX512_INLINE __m512 LoadScales(const float* const* rows, int r, int64_t group,
-                                              __mmask8 mask) {
-  const __m128 a = _mm_maskz_loadu_ps(mask, rows[r] + group);
-  const __m128 b = _mm_maskz_loadu_ps(mask, rows[r + 4] + group);
-  const __m128 c = _mm_maskz_loadu_ps(mask, rows[r + 8] + group);
-  const __m128 d = _mm_maskz_loadu_ps(mask, rows[r + 12] + group);
-  const __m512 ab = _mm512_insertf32x4(_mm512_castps128_ps512(a), b, 1);
-  return _mm512_insertf32x4(_mm512_insertf32x4(ab, c, 2), d, 3);
-}
-
-// The same of full vectors, where inserting from memory needs no shuffle.
-TFMOT_TERNARY_AVX512_INLINE __m512 LoadScales(const float* const* rows, int r, int64_t group) {
-  const __m512 a = _mm512_castps128_ps512(_mm_loadu_ps(rows[r] + group));
-  const __m512 ab = _mm512_insertf32x4(a, _mm_loadu_ps(rows[r + 4] + group), 1);
-  const __m512 abc = _mm512_insertf32x4(ab, _mm_loadu_ps(rows[r + 8] + group), 2);
-  return _mm512_insertf32x4(abc, _mm_loadu_ps(rows[r + 12] + group), 3);
-}
-
-// Stores 16 scales of each of `count` <= 4 groups.
-TFMOT_TERNARY_AVX512_INLINE void StoreScales(__m512 a, __m512 b, __m512 c, __m512 d, int64_t count,
-                                             float* out) {
-  const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-  const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-  const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-  const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-  _mm512_storeu_pd(out, _mm512_unpacklo_pd(low01, low23));
-  if (count > 1) _mm512_storeu_pd(out + kTileRows, _mm512_unpackhi_pd(low01, low23));
-  if (count > 2) _mm512_storeu_pd(out + 2 * kTileRows, _mm512_unpacklo_pd(high01, high23));
-  if (count > 3) _mm512_storeu_pd(out + 3 * kTileRows, _mm512_unpackhi_pd(high01, high23));
+// Four values of each of four rows; inserting from memory needs no shuffle.
+TFMOT_TERNARY_AVX512_INLINE __m512 LoadScales(const float* from, int64_t stride) {
+  const __m512 a = _mm512_castps128_ps512(_mm_loadu_ps(from));
+  const __m512 ab = _mm512_insertf32x4(a, _mm_loadu_ps(from + stride), 1);
+  const __m512 abc = _mm512_insertf32x4(ab, _mm_loadu_ps(from + 2 * stride), 2);
+  return _mm512_insertf32x4(abc, _mm_loadu_ps(from + 3 * stride), 3);
 }
 
 TFMOT_TERNARY_AVX512 void Transpose(const float* scales, int rows, int64_t groups, float* out) {
+  if (rows < kTileRows || groups < 4) {
+    row_body::Transpose(scales, rows, groups, out);
+    return;
+  }
   for (int first = 0; first < kTileRows; first += 16) {
-    const float* from[16];
-    for (int r = 0; r < 16; ++r) from[r] = scales + std::min(first + r, rows - 1) * groups;
-    float* to = out + first;
-    int64_t g = 0;
-    for (; g + 4 <= groups; g += 4) {
-      StoreScales(LoadScales(from, 0, g), LoadScales(from, 1, g), LoadScales(from, 2, g),
-                  LoadScales(from, 3, g), 4, to + g * kTileRows);
-    }
-    if (g < groups) {
-      const __mmask8 mask = static_cast<__mmask8>((1 << (groups - g)) - 1);
-      StoreScales(LoadScales(from, 0, g, mask), LoadScales(from, 1, g, mask),
-                  LoadScales(from, 2, g, mask), LoadScales(from, 3, g, mask), groups - g,
-                  to + g * kTileRows);
+    for (int64_t begin = 0; begin < groups; begin += 4) {
+      const int64_t g = std::min(begin, groups - 4);
+      // Row 4 j + s lies in part j of vector s.
+      const float* from = scales + first * groups + g;
+      const __m512 a = LoadScales(from, 4 * groups);
+      const __m512 b = LoadScales(from + groups, 4 * groups);
+      const __m512 c = LoadScales(from + 2 * groups, 4 * groups);
+      const __m512 d = LoadScales(from + 3 * groups, 4 * groups);
+      const __m512d low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+      const __m512d high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+      const __m512d low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+      const __m512d high_cd = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+      float* to = out + g * kTileRows + first;
+      _mm512_storeu_pd(to, _mm512_unpacklo_pd(low_ab, low_cd));
+      _mm512_storeu_pd(to + kTileRows, _mm512_unpackhi_pd(low_ab, low_cd));
+      _mm512_storeu_pd(to + 2 * kTileRows, _mm512_unpacklo_pd(high_ab, high_cd));
+      _mm512_storeu_pd(to + 3 * kTileRows, _mm512_unpackhi_pd(high_ab, high_cd));
     }
   }
 }

@@ -54,8 +54,13 @@ TFMOT_TERNARY_AVX512_INLINE Vector LookUp(Vector table, Vector index) {
 TFMOT_TERNARY_AVX512_INLINE Vector AddPairs16(Vector a) {
   return _mm512_madd_epi16(a, _mm512_set1_epi16(1));
 }
+TFMOT_TERNARY_AVX512_INLINE void AddScaled(const int32_t* acc, const float* scales, float* sums) {
+  const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(Load(acc)), _mm512_loadu_ps(scales));
+  _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), product));
+}
 TFMOT_TERNARY_AVX512_INLINE void HoldInRegister(Vector* value) { avx512::HoldInRegister(value); }
 
+// As avx2::PairDot.
 struct PairDot {
   static constexpr bool kWide = false;
   static constexpr int kMaxM = 12;  // 24 accumulators
@@ -79,8 +84,7 @@ TFMOT_TERNARY_AVX512_INLINE void LoadColumns(const uint8_t* const* rows, int64_t
   const __mmask8 mask = static_cast<__mmask8>((1 << dwords) - 1);
   const auto load = [&](int r) TFMOT_TERNARY_AVX512 {
     const void* p = rows[r] + offset;
-    return kFull ? _mm_loadu_si128(static_cast<const __m128i*>(p))
-                 : _mm_maskz_loadu_epi32(mask, p);
+    return kFull ? _mm_loadu_si128(static_cast<const __m128i*>(p)) : _mm_maskz_loadu_epi32(mask, p);
   };
   Vector a[4];
   for (int r = 0; r < 4; ++r) {

@@ -5,8 +5,8 @@
 //   TFMOT_TERNARY_VECTOR           the target attribute of a function on them
 //   TFMOT_TERNARY_VECTOR_INLINE    the same for one that must be inlined
 //
-// A codec makes a Block of a vector of packed bytes. Field<f>(block) is the codes of field f, or 2^n
-// times them, n = Shift(f): fields are masked out of their bytes rather than shifted. Codes are
+// A codec makes a Block of a vector of packed bytes. Field<f>(block) is the codes of field f, or
+// 2^n times them, n = Shift(f): fields are masked out of their bytes rather than shifted. Codes are
 // unsigned, because byte products are unsigned times signed: weight + 1, or the bit for b1; the sum
 // of weight * q is kSumFactor times the sum of code * q, less the sum of q.
 //
@@ -89,9 +89,7 @@ constexpr uint8_t T5Multiple(int upper_bits) {
 }
 // u, 0 to 9, of the lower four bits of 27 u (27 * 3 is 1 modulo 16). 9 stems from bytes that hold
 // no code; its digits are those of UnpackRow.
-constexpr int T5Upper(int lower_bits) {
-  return 3 * lower_bits % 16 <= 9 ? 3 * lower_bits % 16 : 0;
-}
+constexpr int T5Upper(int lower_bits) { return 3 * lower_bits % 16 <= 9 ? 3 * lower_bits % 16 : 0; }
 constexpr uint8_t T5Digit3(int lower_bits) { return static_cast<uint8_t>(T5Upper(lower_bits) % 3); }
 constexpr uint8_t T5Digit4(int lower_bits) {
   return static_cast<uint8_t>(T5Upper(lower_bits) < 6 ? T5Upper(lower_bits) / 3 : 2);
@@ -99,9 +97,9 @@ constexpr uint8_t T5Digit4(int lower_bits) {
 constexpr uint8_t T5Digit0(int rest) { return static_cast<uint8_t>(rest % 3); }
 constexpr uint8_t T5Digit1(int rest) { return static_cast<uint8_t>(rest / 3 % 3); }
 
-#define TFMOT_TERNARY_TABLE(f)                                                                  \
-  {f(0), f(1), f(2),  f(3),  f(4),  f(5),  f(6),  f(7), f(8), f(9), f(10), f(11), f(12), f(13), \
-   f(14), f(15)}
+#define TFMOT_TERNARY_TABLE(f)                          \
+  {f(0), f(1), f(2),  f(3),  f(4),  f(5),  f(6),  f(7), \
+   f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)}
 alignas(16) constexpr uint8_t kT5Multiples[16] = TFMOT_TERNARY_TABLE(T5Multiple);
 alignas(16) constexpr uint8_t kT5Digits[4][16] = {
     TFMOT_TERNARY_TABLE(T5Digit0), TFMOT_TERNARY_TABLE(T5Digit1), TFMOT_TERNARY_TABLE(T5Digit3),

@@ -17,8 +17,9 @@ constexpr int64_t kSlabBytes = int64_t{1} << 19;
 // Patches that one task makes where threads share a slab.
 constexpr int64_t kPatchesPerTask = 16;
 
-// Outputs for each thread from which it has a slab of its own and unpacks all weights.
-constexpr int64_t kOwnSlabRows = 64;
+// Outputs for each thread from which it has a slab of its own and unpacks all weights (measured on
+// 2 threads: 3 x 3, 7 x 7 x 512 takes 62 us instead of 76, 14 x 14 x 256 61 instead of 89).
+constexpr int64_t kOwnSlabRows = 16;
 
 int64_t Outputs(const Conv2DGeometry& geometry) { return geometry.out_h * geometry.out_w; }
 

@@ -49,7 +49,8 @@ struct Rows {
   template <int f, size_t... j>
   static TFMOT_TERNARY_VECTOR_INLINE void AddFields(const typename Codec::Block* blocks,
                                                     const int8_t* q, int64_t stride, int64_t step,
-                                                    Accumulators& acc, std::index_sequence<j...> s) {
+                                                    Accumulators& acc,
+                                                    std::index_sequence<j...> s) {
     if constexpr (f < Codec::kFields) {
       (Dot::Add(Codec::template Field<f>(blocks[j / M]), Load(q + j % M * stride + f * step),
                 &acc[j * kAccumulators + Codec::Accumulator(f)]),
@@ -65,7 +66,8 @@ struct Rows {
                                                     int64_t count, const int8_t* q, int64_t stride,
                                                     int64_t step, Accumulators& acc,
                                                     std::index_sequence<r...>) {
-    Vector bytes[R] = {kPart ? LoadPart(rows + r * row_bytes, count) : Load(rows + r * row_bytes)...};
+    Vector bytes[R] = {kPart ? LoadPart(rows + r * row_bytes, count)
+                             : Load(rows + r * row_bytes)...};
     (HoldInRegister(&bytes[r]), ...);
     const typename Codec::Block blocks[R] = {Codec::MakeBlock(bytes[r])...};
     AddFields<0>(blocks, q, stride, step, acc, Sums());
@@ -247,10 +249,9 @@ struct Columns {
   }
 
   // A short block, decoded into the scratch: its fields may start within a group.
-  static TFMOT_TERNARY_VECTOR __attribute__((noinline)) void AddShortBlock(const GemmTile& tile,
-                                                        const uint8_t* const* rows, int64_t begin,
-                                                        const int8_t* q,
-                                                        GroupWriter<Codec>* writer) {
+  static TFMOT_TERNARY_VECTOR __attribute__((noinline)) void AddShortBlock(
+      const GemmTile& tile, const uint8_t* const* rows, int64_t begin, const int8_t* q,
+      GroupWriter<Codec>* writer) {
     const int64_t rest = tile.k - begin;
     const int64_t size = ShortBlockBytes(Codec::kFormat, rest);
     for (int64_t d = 0; d < size / 4; d += 4) {
@@ -320,11 +321,7 @@ template <class Codec, class Dot>
 void MultiplyDecode(const GemmTile& tile, const GemmInput& input, int64_t /*group_begin*/,
                     int64_t /*group_end*/, int32_t* acc) {
   if (tile.groups > 1) return MultiplyGroups<Codec, Dot>(tile, input, acc);
-  int64_t i = 0;
-  if constexpr (4 * Codec::kAccumulators <= kAccumulatorsAtOnce) {
-    i = MultiplyOneGroup<Codec, Dot, 4>(tile, input, i, acc);
-  }
-  i = MultiplyOneGroup<Codec, Dot, 2>(tile, input, i, acc);
+  const int64_t i = MultiplyOneGroup<Codec, Dot, 2>(tile, input, 0, acc);
   MultiplyOneGroup<Codec, Dot, 1>(tile, input, i, acc);
 }
 

@@ -16,8 +16,8 @@ namespace tfmot_ternary {
 constexpr int kFloatChains = 16;
 
 struct FloatFunctions {
-  // out = code * scale for the first k weights of a row; k is a multiple of the weights of a block.
-  // scales: one for each group of group_size, a power of two from 32 on; group_size 0: one for all.
+  // out = code * scale for a row of k. scales: one for each group of group_size, a power of two
+  // from 32 on; group_size 0: one for all.
   void (*dequantize)(const uint8_t* row, int64_t k, const float* scales, int64_t group_size,
                      float* out);
   // sums[i][r] = sum over the groups g of scales[r * scale_stride + g] * (sum of x[i] * w[r]) for

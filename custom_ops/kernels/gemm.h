@@ -74,8 +74,8 @@ struct GemmFunctions {
   // For several groups, all of them, in place of `multiply` and RowFunctions::add_groups: the same
   // float32 operations in the same order, where the sums of a group need not pass through memory.
   // sums[i][r] += float(sum of q[i] * w[r] over group g) * scales[g][r], for g ascending.
-  // scales: [groups, kTileRows], sums: [m, kTileRows]; entries of rows from row_count on are
-  // unspecified. May be null.
+  // m <= block_m. scales: [groups, kTileRows], sums: [m, kTileRows], 64-byte aligned; entries of
+  // rows from row_count on are unspecified. May be null.
   void (*multiply_scaled)(const GemmTile& tile, const GemmInput& input, const float* scales,
                           float* sums) = nullptr;
   // Whether any of them reads GemmInput::sums; if not, they may be left unwritten.

@@ -92,6 +92,10 @@ struct Problem {
            " activations " + Name(activations) + " seed=" + std::to_string(kSeed);
   }
 
+  const int32_t* SumsFor(const GemmFunctions& gemm) const {
+    return gemm.reads_sums ? sums.data() : nullptr;
+  }
+
   // Rows of W and of x in buffers of their own size, so that the sanitizers see one more being
   // read.
   void Run(const GemmFunctions& gemm, int row_count, int64_t m, int32_t* acc) const {
@@ -102,7 +106,7 @@ struct Problem {
     std::memcpy(x.data(), q.data(), x.size());
     const GemmTile tile = {format, w.data(), RowBytes(format, k), row_count,
                            k,      groups,   group_size,          scratch.data()};
-    const GemmInput input = {x.data(), ActivationStride(k), sums.data(), m};
+    const GemmInput input = {x.data(), ActivationStride(k), SumsFor(gemm), m};
     if (gemm.load != nullptr) gemm.load(tile);
     if (!gemm.group_ranges || groups < 3) {
       gemm.multiply(tile, input, 0, groups, acc);
@@ -137,6 +141,37 @@ struct Problem {
                         std::to_string(i % groups) + ", W row " + std::to_string(r));
         return;
       }
+    }
+  }
+
+  // multiply_scaled against its definition, on float32 bits.
+  void CompareScaled(const GemmKernel& kernel, int row_count, int64_t m) const {
+    const GemmFunctions& gemm = *kernel.functions;
+    if (gemm.multiply_scaled == nullptr || m > gemm.block_m) return;
+    Random random(kSeed);
+    Aligned<float> scales(groups * kTileRows), got(m * kTileRows), want(m * kTileRows);
+    for (int64_t j = 0; j < scales.size(); ++j) scales[j] = random.Float();
+    for (int64_t j = 0; j < got.size(); ++j) got[j] = want[j] = random.Float();
+    for (int64_t i = 0; i < m * groups; ++i) {
+      for (int r = 0; r < row_count; ++r) {
+        float* sum = &want[i / groups * kTileRows + r];
+        const float product =
+            static_cast<float>(expected[i * kTileRows + r]) * scales[i % groups * kTileRows + r];
+        *sum = *sum + product;
+      }
+    }
+    Aligned<uint8_t> scratch(static_cast<int64_t>(gemm.scratch_bytes(k)));
+    const GemmTile tile = {format, packed.data(), RowBytes(format, k), row_count,
+                           k,      groups,        group_size,          scratch.data()};
+    const GemmInput input = {q.data(), ActivationStride(k), SumsFor(gemm), m};
+    if (gemm.load != nullptr) gemm.load(tile);
+    gemm.multiply_scaled(tile, input, scales.data(), got.data());
+    for (int64_t i = 0; i < m; ++i) {
+      CHECK_TRUE(std::memcmp(&got[i * kTileRows], &want[i * kTileRows],
+                             static_cast<size_t>(row_count) * sizeof(float)) == 0,
+                 std::string(kernel.name) + ", scaled: " + Describe() +
+                     " row_count=" + std::to_string(row_count) + " m=" + std::to_string(m) +
+                     " at x row " + std::to_string(i));
     }
   }
 };
@@ -204,6 +239,7 @@ class GemmTest {
         for (int row_count : c.rows) {
           for (int64_t rows_of_x : c.m) {
             problem.Compare(kernel, row_count, rows_of_x);
+            problem.CompareScaled(kernel, row_count, rows_of_x);
             ++runs_[i];
           }
         }

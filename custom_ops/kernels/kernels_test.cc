@@ -6,6 +6,7 @@
 #include <string>
 
 #include "custom_ops/kernels/check.h"
+#include "custom_ops/kernels/float_kernel.h"
 #include "custom_ops/kernels/gemm.h"
 #include "custom_ops/kernels/row.h"
 #include "custom_ops/kernels/test_cpu.h"
@@ -91,6 +92,10 @@ void CheckEverySubset() {
       for (CpuFlags needed :
            {kernels.decode->cpu, kernels.prefill->cpu, kernels.unpack->cpu, kernels.row->cpu}) {
         CHECK_TRUE(Has(flags, needed), context + ", a kernel needs " + std::to_string(needed));
+      }
+      if (kernels.floats != nullptr) {
+        CHECK_TRUE(kernels.floats->format == format, context);
+        CHECK_TRUE(Has(flags, kernels.floats->cpu), context + ", " + kernels.floats->name);
       }
       CHECK_EQUAL(kernels.decode->min_m, 1, kernels.decode->name);
       CHECK_TRUE(kernels.prefill == kernels.decode || kernels.prefill->min_m > 1,

@@ -135,7 +135,10 @@ struct B1Codec {
   static TFMOT_TERNARY_NEON_INLINE Block MakeBlock(uint8x16_t bytes) { return bytes; }
   template <int f>
   static TFMOT_TERNARY_NEON_INLINE int8x16_t Digits(const Block& block) {
-    return vreinterpretq_s8_u8(vtstq_u8(block, vdupq_n_u8(static_cast<uint8_t>(1 << f))));
+    const uint8x16_t mask = vtstq_u8(block, vdupq_n_u8(static_cast<uint8_t>(1 << f)));
+    // Or gcc 12 makes AND, CMEQ and BIC of CMTST and an AND with q.
+    __asm__ volatile("" : : "w"(mask));
+    return vreinterpretq_s8_u8(mask);
   }
   static constexpr int kAccumulators = 2;
   static constexpr int Accumulator(int f) { return f % 2; }

@@ -123,14 +123,22 @@ size_t TileBytes(int64_t k) { return static_cast<size_t>(TileWeights(k) * kTileR
 }  // namespace
 }  // namespace neon
 
-#define TFMOT_TERNARY_DEFINE(name, codec, decode_codec)                                          \
-  extern const GemmFunctions name##DecodeDotProd, name##PrefillDotProd;                          \
-  const GemmFunctions name##DecodeDotProd = {/*block_m=*/4, /*group_ranges=*/false,              \
-                                             neon::DecodeScratchBytes, /*load=*/nullptr,         \
-                                             neon::Decode<neon::decode_codec, neon::SignedDot>}; \
-  const GemmFunctions name##PrefillDotProd = {                                                   \
-      /*block_m=*/24, /*group_ranges=*/true, neon::TileBytes,                                    \
-      neon::LoadTile<neon::codec, neon::kStep>, neon::Prefill<neon::codec>};
+#define TFMOT_TERNARY_DEFINE(name, codec, decode_codec)                                         \
+  extern const GemmFunctions name##DecodeDotProd, name##PrefillDotProd;                         \
+  const GemmFunctions name##DecodeDotProd = {/*block_m=*/4,                                     \
+                                             /*group_ranges=*/false,                            \
+                                             neon::DecodeScratchBytes,                          \
+                                             /*load=*/nullptr,                                  \
+                                             neon::Decode<neon::decode_codec, neon::SignedDot>, \
+                                             /*multiply_scaled=*/nullptr,                       \
+                                             neon::codec::kOffset != 0};                        \
+  const GemmFunctions name##PrefillDotProd = {/*block_m=*/24,                                   \
+                                              /*group_ranges=*/true,                            \
+                                              neon::TileBytes,                                  \
+                                              neon::LoadTile<neon::codec, neon::kStep>,         \
+                                              neon::Prefill<neon::codec>,                       \
+                                              /*multiply_scaled=*/nullptr,                      \
+                                              neon::codec::kOffset != 0};
 TFMOT_TERNARY_DEFINE(T2, T2Codec, T2MaskedCodec)
 TFMOT_TERNARY_DEFINE(T5, T5Codec, T5Codec)
 TFMOT_TERNARY_DEFINE(B1, B1Codec, B1Codec)

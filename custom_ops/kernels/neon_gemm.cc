@@ -89,14 +89,22 @@ size_t TileBytes(int64_t k) { return static_cast<size_t>(TileWeights(k) * kTileR
 }  // namespace
 }  // namespace neon
 
-#define TFMOT_TERNARY_DEFINE(name, codec)                                                          \
-  extern const GemmFunctions name##DecodeNeon, name##PrefillNeon;                                  \
-  const GemmFunctions name##DecodeNeon = {/*block_m=*/4, /*group_ranges=*/false,                   \
-                                          neon::DecodeScratchBytes, /*load=*/nullptr,              \
-                                          neon::Decode<neon::codec, neon::Widening>};              \
-  const GemmFunctions name##PrefillNeon = {/*block_m=*/24, /*group_ranges=*/true, neon::TileBytes, \
-                                           neon::LoadTile<neon::codec, neon::kVectorBytes>,        \
-                                           neon::Prefill<neon::codec>};
+#define TFMOT_TERNARY_DEFINE(name, codec)                                                   \
+  extern const GemmFunctions name##DecodeNeon, name##PrefillNeon;                           \
+  const GemmFunctions name##DecodeNeon = {/*block_m=*/4,                                    \
+                                          /*group_ranges=*/false,                           \
+                                          neon::DecodeScratchBytes,                         \
+                                          /*load=*/nullptr,                                 \
+                                          neon::Decode<neon::codec, neon::Widening>,        \
+                                          /*multiply_scaled=*/nullptr,                      \
+                                          neon::codec::kOffset != 0};                       \
+  const GemmFunctions name##PrefillNeon = {/*block_m=*/24,                                  \
+                                           /*group_ranges=*/true,                           \
+                                           neon::TileBytes,                                 \
+                                           neon::LoadTile<neon::codec, neon::kVectorBytes>, \
+                                           neon::Prefill<neon::codec>,                      \
+                                           /*multiply_scaled=*/nullptr,                     \
+                                           neon::codec::kOffset != 0};
 TFMOT_TERNARY_DEFINE(T2, T2Codec)
 TFMOT_TERNARY_DEFINE(T5, T5Codec)
 TFMOT_TERNARY_DEFINE(B1, B1Codec)

@@ -133,11 +133,15 @@ size_t TileBytes(int64_t k) {
 }  // namespace
 }  // namespace neon
 
-#define TFMOT_TERNARY_DEFINE(name, codec)                                                          \
-  extern const GemmFunctions name##PrefillI8mm;                                                    \
-  const GemmFunctions name##PrefillI8mm = {/*block_m=*/24, /*group_ranges=*/true, neon::TileBytes, \
-                                           neon::LoadTile<neon::codec, neon::kStep>,               \
-                                           neon::Prefill<neon::codec>};
+#define TFMOT_TERNARY_DEFINE(name, codec)                                            \
+  extern const GemmFunctions name##PrefillI8mm;                                      \
+  const GemmFunctions name##PrefillI8mm = {/*block_m=*/24,                           \
+                                           /*group_ranges=*/true,                    \
+                                           neon::TileBytes,                          \
+                                           neon::LoadTile<neon::codec, neon::kStep>, \
+                                           neon::Prefill<neon::codec>,               \
+                                           /*multiply_scaled=*/nullptr,              \
+                                           neon::codec::kOffset != 0};
 TFMOT_TERNARY_DEFINE(T2, T2Codec)
 TFMOT_TERNARY_DEFINE(T5, T5Codec)
 TFMOT_TERNARY_DEFINE(B1, B1Codec)

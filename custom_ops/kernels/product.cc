@@ -108,8 +108,8 @@ void MultiplyTile(const Int8Job& job, const GemmTile& tile, int64_t n_begin, int
   for (int64_t i = m_begin; i < m_end; i += job.gemm.block_m) {
     const int64_t block_m = std::min(job.gemm.block_m, m_end - i);
     float* y = job.y + i * weights.n + n_begin;
-    const GemmInput input = {job.rows.q + i * stride, stride,   job.rows.sums + i * tile.groups,
-                             block_m,                 y,        weights.n};
+    const int32_t* sums = job.rows.sums + i * tile.groups;
+    const GemmInput input = {job.rows.q + i * stride, stride, sums, block_m, y, weights.n};
     if (!grouped) {
       const float* scales = weights.scales + (one_scale ? 0 : n_begin);
       job.gemm.multiply(tile, input, 0, 1, scratch.acc);

@@ -246,12 +246,10 @@ void CheckFloatKernel(const FloatKernel& kernel, const RowKernel& portable) {
       std::vector<float> scales(row_count * groups);
       for (float& scale : scales) scale = std::fabs(random.Float());
 
-      const int64_t whole = k / (kBlockBytes * FieldsPerByte(kernel.format)) *
-                            (kBlockBytes * FieldsPerByte(kernel.format));
-      Aligned<float> out(whole);
-      kernel.functions->dequantize(packed.data(), whole, scales.data(), group_size, out.data());
+      Aligned<float> out(k);
+      kernel.functions->dequantize(packed.data(), k, scales.data(), group_size, out.data());
       bool equal = true;
-      for (int64_t i = 0; i < whole; ++i) {
+      for (int64_t i = 0; i < k; ++i) {
         equal &= out[i] == static_cast<float>(codes[i]) * scales[i / size];
       }
       CHECK_TRUE(equal, context);

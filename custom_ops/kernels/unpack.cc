@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kWeightsPerTask = 32768;
 
 // Weights unpacked at once, in a buffer on the stack: a whole number of blocks of every format
-// (256, 320 and 512).
+// (256, 320 and 512) and of groups.
 constexpr int64_t kPieceWeights = 2560;
 
 void WriteRow(const PackedWeights& weights, const Kernels& kernels, int64_t i, float* out) {
@@ -22,27 +22,19 @@ void WriteRow(const PackedWeights& weights, const Kernels& kernels, int64_t i, f
   const bool grouped = weights.layout == ScaleLayout::kGroup;
   const float* scales =
       weights.scales + (weights.layout == ScaleLayout::kTensor ? 0 : i * GroupCount(weights));
-  int64_t done = 0;
-  if (kernels.floats != nullptr) {  // all but a short block
-    const int64_t block_weights = kBlockBytes * FieldsPerByte(weights.format);
-    done = weights.k / block_weights * block_weights;
-    kernels.floats->functions->dequantize(packed, done, scales, grouped ? weights.group_size : 0,
-                                          out);
+  if (kernels.floats != nullptr) {
+    kernels.floats->functions->dequantize(packed, weights.k, scales,
+                                          grouped ? weights.group_size : 0, out);
+    return;
   }
+  const int64_t step = grouped ? weights.group_size : kPieceWeights;
   alignas(64) int8_t codes[kPieceWeights];
-  for (int64_t begin = done; begin < weights.k; begin += kPieceWeights) {
+  for (int64_t begin = 0; begin < weights.k; begin += kPieceWeights) {
     const int64_t count = std::min(kPieceWeights, weights.k - begin);
     kernels.unpack->unpack(packed + RowBytes(weights.format, begin), count, codes);
-    for (int64_t j = 0; j < count;) {
-      int64_t step = count - j;
-      float scale = scales[0];
-      if (grouped) {  // to the end of the group
-        const int64_t group = (begin + j) / weights.group_size;
-        step = std::min(step, (group + 1) * weights.group_size - begin - j);
-        scale = scales[group];
-      }
-      row.scale(codes + j, step, scale, out + begin + j);
-      j += step;
+    for (int64_t j = 0; j < count; j += step) {
+      const float scale = scales[grouped ? (begin + j) / weights.group_size : 0];
+      row.scale(codes + j, std::min(step, count - j), scale, out + begin + j);
     }
   }
 }
