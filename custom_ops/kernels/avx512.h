@@ -48,11 +48,9 @@ TFMOT_TERNARY_AVX512_INLINE void HoldInRegister(__m512i* value) { __asm__("" : "
 
 TFMOT_TERNARY_AVX512_INLINE __m512i Load(const void* p) { return _mm512_loadu_si512(p); }
 
-// Asks for the line at `p`, which may lie outside of all buffers, into the cache of this level.
-template <int level>
+// Asks for the line at `p`, which may lie outside of all buffers, into the second-level cache.
 TFMOT_TERNARY_AVX512_INLINE void Prefetch(const uint8_t* p) {
-  static_assert(level == 1 || level == 2, "of a core's own");
-  _mm_prefetch(reinterpret_cast<const char*>(p), level == 1 ? _MM_HINT_T0 : _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
 }
 
 // The first `count` bytes, 0 < count <= 64, zero beyond; reads no other byte.

@@ -14,10 +14,9 @@ namespace {
 // Rows of x that callers pass at once.
 constexpr int64_t kBlockM = 4;
 
-// How far ahead of the rows that are read together, `bytes` in all, the tiles are asked for: far
-// enough for memory, near enough for the first-level cache to keep it where rows are short, and so
-// that every line is asked for once. (Tiles follow each other in memory; hardware that prefetches
-// lines in order stumbles over rows that are read side by side.)
+// How far ahead of the rows that are read the tiles, which follow each other in memory, are asked
+// for: whole rows, of `bytes` each. Into the second-level cache, because the first has too few
+// lines under way for memory.
 int64_t PrefetchDistance(int64_t bytes) {
   constexpr int64_t kDistance = 8192;
   return (kDistance + bytes - 1) / bytes * bytes;
@@ -43,12 +42,13 @@ struct Rows {
     }
   }
 
-  // totals[i * R + r]: the lanes of the sum of code * q.
-  static TFMOT_TERNARY_AVX512_INLINE void Run(const GemmTile& tile, int first_row, const int8_t* q,
-                                              int64_t stride, __m512i* totals) {
+  // totals[i * R + r]: the lanes of the sum of code * q, of rows `step` apart.
+  static TFMOT_TERNARY_AVX512_INLINE void Run(const GemmTile& tile, int first_row, int step,
+                                              const int8_t* q, int64_t stride, __m512i* totals) {
     constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
     const uint8_t* rows = tile.rows + first_row * tile.row_bytes;
-    const int64_t ahead = PrefetchDistance(R * tile.row_bytes);
+    const int64_t row_step = step * tile.row_bytes;
+    const int64_t ahead = PrefetchDistance(tile.row_bytes);
     __m512i acc[R * M][Codec::kAccumulators];
     for (auto& row : acc) {
       for (__m512i& lanes : row) lanes = _mm512_setzero_si512();
@@ -57,10 +57,9 @@ struct Rows {
     for (; rest >= kBlockWeights; rest -= kBlockWeights) {
       typename Codec::Block blocks[R];
       for (int r = 0; r < R; ++r) {
-        const uint8_t* row = rows + r * tile.row_bytes;
         // With two rows of x it would cost more than it brings where weights are in a cache.
-        if constexpr (M == 1) Prefetch<1>(row + ahead);
-        __m512i bytes = Load(row);
+        if constexpr (M == 1) Prefetch(rows + r * row_step + ahead);
+        __m512i bytes = Load(rows + r * row_step);
         HoldInRegister(&bytes);
         blocks[r] = Codec::MakeBlock(bytes);
       }
@@ -72,7 +71,7 @@ struct Rows {
       const int64_t size = ShortBlockBytes(Codec::kFormat, rest);
       typename Codec::Block blocks[R];
       for (int r = 0; r < R; ++r) {
-        __m512i bytes = LoadPart(rows + r * tile.row_bytes, size);
+        __m512i bytes = LoadPart(rows + r * row_step, size);
         HoldInRegister(&bytes);
         blocks[r] = Codec::MakeBlock(bytes);
       }
@@ -94,23 +93,47 @@ TFMOT_TERNARY_AVX512_INLINE __m128i Finish4(const __m512i* totals, __m128i sums)
 template <class Codec>
 constexpr int kRowsAtOnce = Codec::kAccumulators > 4 ? 2 : 4;
 
+// Sums of four rows of W, `step` apart, times one row of x.
+template <class Codec>
+TFMOT_TERNARY_AVX512_INLINE __m128i MultiplyFour(const GemmTile& tile, int first_row, int step,
+                                                 const int8_t* q, int64_t stride, __m128i sums) {
+  using Block = Rows<Codec, kRowsAtOnce<Codec>, 1>;
+  __m512i totals[4];
+  Block::Run(tile, first_row, step, q, stride, totals);
+  if (kRowsAtOnce<Codec> == 2) {
+    Block::Run(tile, first_row + 2 * step, step, q, stride, totals + 2);
+  }
+  return Finish4<Codec>(totals, sums);
+}
+
 // All rows of the tile times one row of x.
 template <class Codec>
 TFMOT_TERNARY_AVX512_INLINE void MultiplyOneRow(const GemmTile& tile, const GemmInput& input,
                                                 int64_t i, int32_t* out) {
   const int8_t* q = input.q + i * input.stride;
   const __m128i sums = _mm_set1_epi32(input.sums[i]);
-  __m512i totals[4];
+  if (tile.row_count == kTileRows) {
+    // Rows a quarter of the tile apart: hardware that prefetches lines in order then sees four long
+    // runs. Of neighbours it sees one run whose lines come out of order.
+    constexpr int kStep = kTileRows / 4;
+    for (int r = 0; r < kStep; ++r) {
+      const __m128i four = MultiplyFour<Codec>(tile, r, kStep, q, input.stride, sums);
+      out[r] = _mm_cvtsi128_si32(four);
+      out[r + kStep] = _mm_extract_epi32(four, 1);
+      out[r + 2 * kStep] = _mm_extract_epi32(four, 2);
+      out[r + 3 * kStep] = _mm_extract_epi32(four, 3);
+    }
+    return;
+  }
   int r = 0;
   for (; r + 4 <= tile.row_count; r += 4) {
-    using Block = Rows<Codec, kRowsAtOnce<Codec>, 1>;
-    Block::Run(tile, r, q, input.stride, totals);
-    if (kRowsAtOnce<Codec> == 2) Block::Run(tile, r + 2, q, input.stride, totals + 2);
-    _mm_store_si128(reinterpret_cast<__m128i*>(out + r), Finish4<Codec>(totals, sums));
+    _mm_store_si128(reinterpret_cast<__m128i*>(out + r),
+                    MultiplyFour<Codec>(tile, r, 1, q, input.stride, sums));
   }
-  for (int j = 1; j < 4; ++j) totals[j] = _mm512_setzero_si512();
+  __m512i totals[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
+                       _mm512_setzero_si512()};
   for (; r < tile.row_count; ++r) {
-    Rows<Codec, 1, 1>::Run(tile, r, q, input.stride, totals);
+    Rows<Codec, 1, 1>::Run(tile, r, 1, q, input.stride, totals);
     out[r] = _mm_cvtsi128_si32(Finish4<Codec>(totals, sums));
   }
 }
@@ -125,14 +148,14 @@ TFMOT_TERNARY_AVX512_INLINE void MultiplyTwoRows(const GemmTile& tile, const Gem
   __m512i totals[4];
   int r = 0;
   for (; r + 2 <= tile.row_count; r += 2) {
-    Rows<Codec, 2, 2>::Run(tile, r, q, input.stride, totals);
+    Rows<Codec, 2, 2>::Run(tile, r, 1, q, input.stride, totals);
     const __m128i all = Finish4<Codec>(totals, _mm_setr_epi32(first, first, second, second));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out + r), all);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(out + kTileRows + r), _mm_srli_si128(all, 8));
   }
   if (r < tile.row_count) {
     totals[2] = totals[3] = _mm512_setzero_si512();
-    Rows<Codec, 1, 2>::Run(tile, r, q, input.stride, totals);
+    Rows<Codec, 1, 2>::Run(tile, r, 1, q, input.stride, totals);
     const __m128i all = Finish4<Codec>(totals, _mm_setr_epi32(first, second, 0, 0));
     out[r] = _mm_cvtsi128_si32(all);
     out[kTileRows + r] = _mm_extract_epi32(all, 1);

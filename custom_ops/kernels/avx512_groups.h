@@ -28,7 +28,7 @@ struct BlockOf16Rows {
 
   // `line` of 16: one is asked for with every row that is loaded.
   TFMOT_TERNARY_AVX512_INLINE __m512i LoadRow(int r, int line) const {
-    Prefetch<2>(ahead + line * kBlockBytes);
+    Prefetch(ahead + line * kBlockBytes);
     return Load(rows[r] + offset);
   }
 };

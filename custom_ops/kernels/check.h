@@ -2,6 +2,7 @@
 #ifndef TFMOT_TERNARY_KERNELS_CHECK_H_
 #define TFMOT_TERNARY_KERNELS_CHECK_H_
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <sstream>
@@ -11,14 +12,14 @@
 namespace tfmot_ternary {
 
 // Failures of this process. Past the first 20 only the count grows.
-inline int64_t& Failures() {
-  static int64_t failures = 0;
+inline std::atomic<int64_t>& Failures() {
+  static std::atomic<int64_t> failures{0};
   return failures;
 }
 
 // Checks that this process has made.
-inline int64_t& Checks() {
-  static int64_t checks = 0;
+inline std::atomic<int64_t>& Checks() {
+  static std::atomic<int64_t> checks{0};
   return checks;
 }
 
@@ -34,7 +35,7 @@ inline int Finish(const char* test) {
     std::printf("%s: passed\n", test);
     return 0;
   }
-  std::fprintf(stderr, "%s: %lld checks failed\n", test, static_cast<long long>(Failures()));
+  std::fprintf(stderr, "%s: %lld checks failed\n", test, static_cast<long long>(Failures().load()));
   return 1;
 }
 
