@@ -255,12 +255,16 @@ def test_image_equals_the_keras_converter(size, aspect_ratio, interpolation, ant
     ours = preprocess(image, spec)
     assert ours.shape == (1, 32, 32, 3)
     assert ours.dtype == np.float32
-    # uint8 results are rounded: a float32 error may tip a .5 over, one step of 255. Floats differ
-    # by roundings of values up to 255 (bicubic also in the order of its sixteen products).
-    tolerance = 1.01 / 127.5 if dtype == np.uint8 else 1e-4
+    # Floats differ by roundings of values up to 255 (bicubic also in the order of its sixteen
+    # products). uint8 results are rounded: such an error may tip a value that lies halfway between
+    # two integers, and no other, by one step of 255.
     difference = np.abs(ours[0] - expected)
-    assert difference.max() <= tolerance
-    assert (difference > 1e-4).mean() <= 0.01
+    if dtype == np.uint8:
+        unrounded = (preprocess(image.astype(np.float32), spec)[0] + 1) * 127.5
+        halfway = np.abs(unrounded % 1 - 0.5) < 1e-3
+        assert difference[halfway].max(initial=0) <= 1.01 / 127.5
+        difference = difference[~halfway]
+    assert difference.max() <= 1e-4
 
 
 def test_image_from_a_file(tmp_path):
