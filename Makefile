@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Levels of the CPU (see CONTRIBUTING.md) whose kernels may stay untested, separated by commas.
 SKIPPED_LEVELS ?=
 
-.PHONY: help setup demo test lint lib test-python test-bazel bench clean system-build system-test
+.PHONY: help setup demo test lint lib test-python test-bazel bench study clean system-build system-test
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,8 +32,9 @@ lint: $(STAMP)  ## ruff, mypy, clang-format
 lib: $(STAMP)  ## build tfmot_ternary/libtfmot_ternary_ops.so with the system's compiler
 	$(BIN)/python custom_ops/build.py
 
+# A file is one process's: its fixtures are made once.
 test-python: lib
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # On this CPU; with the sanitizers; for ARM64 under qemu, also as older CPUs that must not meet a newer
 # one's instructions. Then: did every kernel run?
@@ -59,6 +60,10 @@ BAZEL_CONFIG ?= $(shell test -d /usr/share/bazel/tools/platforms && echo --confi
 bench: lib  ## goals, limits of the machine, our operators against LiteRT's and llama.cpp's
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.bench
+
+# Resumable: what is done is kept in build/study.
+study: lib  ## the quality study: initializers, granularity, losses, recipes, versions (up to an hour)
+	$(BIN)/python -m benchmarks.quality
 
 $(STAMP): pyproject.toml | system-build
 	$(PYTHON) -m venv .venv

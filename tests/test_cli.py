@@ -281,6 +281,29 @@ def test_ternarize_a_saved_model(capsys, tmp_path, kind, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("keras3", "m.keras"), ("keras2", "m.h5")])
+def test_ternarize_recognizes_what_is_ternary_already(capsys, tmp_path, kind, name):
+    model = save_keras(kind, str(tmp_path / name))
+    arguments = ["ternarize", "--recognize", "--preset", tmp_path / name]
+    arguments += ["--output", tmp_path / "m.tflite", "--float_weights=float32"]
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert "with neither; quantize it first" in err
+    kernel = np.random.default_rng(0).integers(-1, 2, (12, 40)).astype(np.float32)
+    model.layers[-2].kernel.assign(kernel)
+    model.save(tmp_path / name)
+    assert run(capsys, *arguments, "--data=d.npz")[0] == 1
+    code, _, err = run(capsys, *arguments, "--format=t5")
+    assert code == 0, err
+    packed = [w for w in inspection.inspect(tmp_path / "m.tflite").weights if w.packed]
+    assert [w.shape for w in packed] == [[40, 12]]
+    x = np.random.default_rng(1).normal(size=(1, 12)).astype(np.float32)
+    expected = np.asarray(model(x))
+    # One layer rounds its input to 1/127 of its range.
+    bound = 0.05 * np.abs(expected).max()
+    np.testing.assert_allclose(first_output(tmp_path / "m.tflite", x), expected, atol=bound)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("keras3", "m.keras"), ("keras2", "m.h5")])
 def test_interrupted_training_goes_on(capsys, tmp_path, monkeypatch, kind, name):
     """The weights equal those of a training that nobody interrupted: no tolerance."""
     save_keras(kind, str(tmp_path / name))

@@ -77,14 +77,20 @@ def variant(name, perplexity, accuracy):
 
 
 @pytest.mark.parametrize(
-    ("perplexity", "accuracy", "word"),
-    [(1.99, 0.90, "reached"), (2.21, 0.93, "MISSED"), (1.8, 0.87, "MISSED")],
+    ("name", "perplexity", "accuracy", "word"),
+    [
+        ("ternary_t2", 1.99, 0.905, "reached"),
+        ("ternary_t2", 2.01, 0.93, "MISSED"),
+        ("ternary_t5", 1.8, 0.89, "MISSED"),
+        ("binary_b1", 9.0, 0.87, "reached"),
+        ("binary_b1", 1.9, 0.85, "MISSED"),
+    ],
 )
-def test_verdicts_against_the_bars(perplexity, accuracy, word):
-    variants = [variant("float32", 1.9, 0.91), variant("ternary_t2", perplexity, accuracy)]
-    variants.append(variant("binary_b1", 9.0, 0.1))
+def test_verdicts_against_the_bars(name, perplexity, accuracy, word):
+    variants = [variant("float32", 1.9, 0.91), variant("int8", 9.0, 0.1)]
+    variants.append(variant(name, perplexity, accuracy))
     (line,) = report.verdicts(variants)
-    assert line.startswith("ternary_t2: ")
+    assert line.startswith(f"{name}: ")
     assert line.endswith(word)
 
 

@@ -62,6 +62,92 @@ def test_tour(scene, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.fixture
+def surroundings(scene):
+    """What the examples of models.md and training.md take for granted: models, data, imports."""
+    import h5py
+    import tensorflow as tf
+    import tensorflow_model_optimization as tfmot
+    import tf_keras
+
+    import tfmot_ternary as tt
+
+    tf_keras.utils.set_random_seed(0)
+    layers = tf_keras.layers
+    rng = np.random.default_rng(0)
+
+    def network():
+        encoder = [layers.Input((16,)), layers.Dense(16, "relu", name="block_2")]
+        return tf_keras.Sequential(
+            [
+                layers.Input((8,)),
+                layers.Dense(16, "relu", name="block_1"),
+                tf_keras.Sequential(encoder, name="encoder"),
+                layers.Dense(4, name="head"),
+            ]
+        )
+
+    teacher = network()
+    image_model = [layers.Input((8, 8, 3)), layers.Conv2D(8, 3, name="conv"), layers.ReLU()]
+    image_model += [layers.Flatten(), layers.Dense(4, "softmax", name="out")]
+    units, inputs = 3, 7
+    with h5py.File("model.weights.h5", "w") as file:
+        stored = file.create_group("layers/ternary_dense/vars")
+        # Keras 3.16 pads the last byte of a column with trits of zero: two bytes for 7 inputs.
+        stored["0"] = np.full((2, units), 121, np.uint8)
+        stored["1"] = np.zeros(units, np.float32)
+        stored["2"] = np.float32(0.5)
+    return {
+        "images": rng.random((32, 8, 8, 3), np.float32),
+        "inputs": inputs,
+        "labels": rng.integers(0, 4, 32),
+        "layers": layers,
+        "model": tf_keras.Sequential(image_model),
+        "np": np,
+        "optimizer": tf_keras.optimizers.Adam(),
+        "student": tt.quantize_apply(teacher, tt.TernaryScheme()),
+        "task_loss": tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "teacher": teacher,
+        "tf": tf,
+        "tf_keras": tf_keras,
+        "tfmot": tfmot,
+        "tt": tt,
+        "units": units,
+        "x": rng.standard_normal((64, 8)).astype(np.float32),
+        "y": rng.integers(0, 4, 64),
+    }
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_models_page(surroundings, number):
+    blocks = python_blocks("g3doc/models.md")
+    assert len(blocks) == 7
+    exec(blocks[number], surroundings)
+    if "packed" in surroundings:
+        np.testing.assert_array_equal(surroundings["weights"].dequantize(), np.zeros((3, 7)))
+    else:
+        made = surroundings.get("content") or tt_convert(surroundings["quantized"])
+        assert b"tfmot_ternary." in made
+
+
+def tt_convert(model):
+    import tfmot_ternary as tt
+
+    return tt.convert(model)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_training_page(surroundings, number):
+    blocks = python_blocks("g3doc/training.md")
+    assert len(blocks) == 5
+    exec(blocks[number], surroundings)
+    if number == 3:
+        exec(blocks[4], surroundings)  # an initializer of one's own, on the same model
+        np.testing.assert_array_equal(
+            surroundings["again"](np.ones((1, 64))), surroundings["quantized"](np.ones((1, 64)))
+        )
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_targets(path):
     text = path.read_text()

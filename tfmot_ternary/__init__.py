@@ -19,16 +19,21 @@ _EXPORTS = {
     "BinaryQuantizeConfig": "quantize_config",
     "BinaryQuantizer": "quantizers",
     "BinaryScheme": "scheme",
+    "Calibration": "calibration",
     "Distiller": "distill",
+    "GradualQuantization": "gradual_quantization",
     "KMeansInitializer": "initializers",
     "PackedWeights": "packing",
     "ScaleInitializer": "initializers",
     "TWNInitializer": "initializers",
+    "TeacherOutputs": "teacher_outputs",
     "TernaryQuantizeConfig": "quantize_config",
     "TernaryQuantizer": "quantizers",
     "TernaryScheme": "scheme",
+    "calibrate": "calibration",
     "convert": "conversion",
     "freeze": "freezing",
+    "from_keras_ternary": "keras_ternary",
     "quantize_apply": "apply",
     "quantize_scope": "scheme",
 }
@@ -40,9 +45,11 @@ __all__ = ["__version__", *sorted(_EXPORTS), *_SUBMODULES]
 if TYPE_CHECKING:  # what type checkers and editors see; nothing of this runs
     from tfmot_ternary import packing, runtime, vlm
     from tfmot_ternary.apply import quantize_apply
+    from tfmot_ternary.calibration import Calibration, calibrate
     from tfmot_ternary.conversion import convert
     from tfmot_ternary.distill import Distiller
     from tfmot_ternary.freezing import freeze
+    from tfmot_ternary.gradual_quantization import GradualQuantization
     from tfmot_ternary.initializers import (
         AbsMaxInitializer,
         AbsMeanInitializer,
@@ -50,10 +57,12 @@ if TYPE_CHECKING:  # what type checkers and editors see; nothing of this runs
         ScaleInitializer,
         TWNInitializer,
     )
+    from tfmot_ternary.keras_ternary import from_keras_ternary
     from tfmot_ternary.packing import PackedWeights
     from tfmot_ternary.quantize_config import BinaryQuantizeConfig, TernaryQuantizeConfig
     from tfmot_ternary.quantizers import BinaryQuantizer, TernaryQuantizer
     from tfmot_ternary.scheme import BinaryScheme, TernaryScheme, quantize_scope
+    from tfmot_ternary.teacher_outputs import TeacherOutputs
 
 
 def __getattr__(name: str) -> Any:

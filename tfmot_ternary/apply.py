@@ -9,7 +9,10 @@ import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras as tf_keras
 from tensorflow_model_optimization.python.core.quantization.keras import quantize_annotate
 
+from tfmot_ternary.kept_ends import all_but_ends, candidates
+from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.scheme import BinaryScheme, TernaryScheme, quantize_scope
+from tfmot_ternary.stripping import require_stripped
 
 __all__ = ["quantize_apply"]
 
@@ -28,10 +31,17 @@ def quantize_apply(model: Any, scheme: Any) -> Any:
       layer that cannot be quantized is left in float, with a warning that names it.
 
     Raises:
-      TypeError: for something that is no Keras model.
-      ValueError: for a subclassed or unbuilt model, one that is quantized already, an annotated
-        layer that cannot be quantized, weights that are not finite, or nothing to quantize.
+      TypeError: for something that is no Keras model, or no scheme of ours.
+      ValueError: for a subclassed or unbuilt model, one that is quantized or frozen already, a
+        layer that is annotated twice or cannot be quantized, weights that are not finite, or
+        nothing to quantize.
     """
+    if not isinstance(scheme, (BinaryScheme, TernaryScheme)):
+        name = getattr(scheme, "__name__", type(scheme).__name__)
+        raise TypeError(
+            f"expected a scheme, TernaryScheme() or BinaryScheme(), got {name}; for tfmot's own "
+            "schemes use tfmot.quantization.keras.quantize_apply"
+        )
     if isinstance(model, tf_keras.Model):
         return _quantize_tf_keras(model, scheme)
     keras3 = sys.modules.get("keras")  # a Keras 3 model cannot exist without it
@@ -55,21 +65,34 @@ def _quantize_tf_keras(model: Any, scheme: Any) -> Any:
             f"expected a built model, got {model.name!r} without weights; call "
             "model.build(input_shape) or add an Input layer first"
         )
-    for layer in model.submodules:
+    for layer in model._flatten_layers():  # `submodules` fails after an RNN with dropout
+        require_stripped(layer)
+        name = layer.name
         if isinstance(layer, tfmot.quantization.keras.QuantizeWrapper):
             raise ValueError(
-                f"expected a float model, got {model.name!r} whose layer {layer.name!r} is "
-                "quantized already; quantize the original model instead"
+                f"expected a float model, got {model.name!r} whose layer {name!r} is quantized "
+                "already; quantize the original model instead"
             )
-    if not isinstance(scheme, (BinaryScheme, TernaryScheme)):
-        raise TypeError(
-            f"expected a TernaryScheme or BinaryScheme, got {type(scheme).__name__}; for other "
-            "schemes use tfmot.quantization.keras.quantize_apply"
-        )
+        if isinstance(layer, PackedLayer):
+            raise ValueError(
+                f"expected a float model, got {model.name!r} whose layer {name!r} is frozen; "
+                "quantize the model that it was made from"
+            )
+        annotation = quantize_annotate.QuantizeAnnotate
+        if isinstance(layer, annotation) and isinstance(layer.layer, annotation):
+            raise ValueError(
+                f"expected each layer to be annotated once, got {layer.layer.layer.name!r} of "
+                f"model {model.name!r} annotated twice; call quantize_annotate_layer on it once"
+            )
     with quantize_scope():
         if any(isinstance(layer, quantize_annotate.QuantizeAnnotate) for layer in model.layers):
             return tfmot.quantization.keras.quantize_apply(model, scheme)
-        quantized = _quantize_plain(model, scheme)
+        ends: list[Any] = []
+        if scheme.keep_ends:
+            layers = list(candidates(model, scheme))
+            inner = all_but_ends(layers, model.name)
+            ends = [layer for layer in layers if layer not in inner]
+        quantized = _quantize_plain(model, scheme, ends)
     if quantized is None:
         raise ValueError(
             f"expected at least one layer of model {model.name!r} to quantize, got none; see the "
@@ -78,17 +101,20 @@ def _quantize_tf_keras(model: Any, scheme: Any) -> Any:
     return quantized
 
 
-def _quantize_plain(model: Any, scheme: Any) -> Any:
+def _quantize_plain(model: Any, scheme: Any, ends: list[Any]) -> Any:
     """The quantized model, or None where the scheme quantizes no layer of it.
+
+    `ends` are the layers that the scheme's `keep_ends` keeps.
 
     This does without annotations: tfmot's QuantizeAnnotate cannot pass a mask to attention.
     """
+    scheme = scheme.keeping([layer.name for layer in model.layers if layer in ends])
     copies: dict[str, Any] = {}
     nested: dict[str, Any] = {}
 
     def copy(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model) and not scheme.skips(layer.name):
-            quantized = _quantize_plain(layer, scheme)
+            quantized = _quantize_plain(layer, scheme.within(layer.name), ends)
             if quantized is not None:
                 nested[layer.name] = quantized
                 return quantized
@@ -101,10 +127,11 @@ def _quantize_plain(model: Any, scheme: Any) -> Any:
             copies[layer.name].set_weights(layer.get_weights())
     registry = scheme.get_quantize_registry()
     if any(registry.supports(layer) for layer in copies.values()):
-        candidates: dict[str, Any] = {
+        annotated: dict[str, Any] = {
             name: {} for name, layer in copies.items() if not _is_opaque(layer)
         }
-        return scheme.get_layout_transformer().apply(twin, candidates)[0]
+        return scheme.get_layout_transformer().apply(twin, annotated)[0]
+    registry.require_importance(model)
     return twin if nested else None
 
 

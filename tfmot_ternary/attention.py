@@ -10,6 +10,7 @@ from typing import Any
 
 from tensorflow_model_optimization.python.core.keras.compat import keras
 
+from tfmot_ternary.importance import below
 from tfmot_ternary.quantize_wrapper import KernelQuantizeWrapper
 
 __all__ = ["QuantizedMultiHeadAttention"]
@@ -52,6 +53,7 @@ class QuantizedMultiHeadAttention(keras.layers.MultiHeadAttention):
         quantized = cls.from_config(config)
         for name in _PROJECTIONS:
             setattr(quantized, name, quantized._quantized(getattr(layer, name)))
+        quantize_config.importance = {}  # the projections have theirs
         return quantized
 
     @property
@@ -61,6 +63,7 @@ class QuantizedMultiHeadAttention(keras.layers.MultiHeadAttention):
 
     def _quantized(self, projection: Any) -> Any:
         config = type(self.quantize_config).from_config(self.quantize_config.get_config())
+        config.importance = below(self.quantize_config.importance, projection.name)
         return KernelQuantizeWrapper(
             projection, config, name=projection.name, dtype=self._dtype_policy
         )

@@ -1,8 +1,8 @@
 """Distiller: trains a student on its teacher's outputs.
 
 The loss is `alpha * T^2 * KL(teacher || student)`, both softened by the temperature T, plus `(1 -
-alpha)` times the task's own loss (Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural
-Network", arXiv:1503.02531).
+alpha)` times the task's own loss, plus `feature_weight` times the distance of named layers'
+outputs. The teacher runs beside the student, or its outputs come from disk (`TeacherOutputs`).
 """
 
 from __future__ import annotations
@@ -12,99 +12,25 @@ from typing import Any
 
 import tensorflow as tf
 
-# Probabilities below this are taken for it, so that their logarithms stay finite: below what a
-# float32 softmax over any usual number of classes gives to a class that matters.
-_SMALLEST_PROBABILITY = 1e-9
+from tfmot_ternary.distillation_loss import distillation_loss
+from tfmot_ternary.feature_matching import (
+    FeatureCapture,
+    Features,
+    feature_pairs,
+    matched_loss,
+)
+from tfmot_ternary.model_outputs import check_shapes, ends_in_softmax, flavour, static_shape
+from tfmot_ternary.teacher_outputs import Targets, TeacherOutputs
+
+__all__ = ["Distiller", "distillation_loss"]
 
 
 class _Untracked:
-    """Hides the teacher from Keras' attribute tracking: it is neither trained nor saved with the
-    student."""
+    """Hides what is no part of the student from Keras' attribute tracking: it is neither trained
+    nor saved with it."""
 
-    def __init__(self, model: Any):
-        self.model = model
-
-
-def _flavour(model: Any, role: str) -> str:
-    """Returns "keras" (Keras 3) or "tf_keras"."""
-    # Looked up in what is loaded rather than imported: nobody's model is of a Keras that is not
-    # imported yet.
-    import sys
-
-    for name in ("keras", "tf_keras"):
-        module = sys.modules.get(name)
-        # Where TF_USE_LEGACY_KERAS is set, Keras 2 is called tf_keras, too: the module's own name
-        # decides.
-        if module is not None and isinstance(model, module.Model):
-            return name
-    raise TypeError(
-        f"expected the {role} to be a keras.Model (Keras 3) or a tf_keras.Model, "
-        f"got {type(model).__name__}"
-    )
-
-
-def _ends_in_softmax(model: Any) -> bool:
-    """Tells whether a model's last layer gives probabilities."""
-    layer = model
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
-    # tfmot's QuantizeWrapperV2 (and any other wrapper) keeps the real layer in `.layer`.
-    layer = getattr(layer, "layer", layer)
-    if type(layer).__name__ == "Softmax":
-        return True
-    activation = getattr(layer, "activation", None)
-    # tfmot's QuantizeAwareActivation keeps the real activation in `.activation`.
-    activation = getattr(activation, "activation", activation)
-    return getattr(activation, "__name__", "") == "softmax"
-
-
-def _static_shape(model: Any) -> Any:
-    """Returns the output shape where the model knows it, else None."""
-    try:
-        return model.output_shape
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return None  # a subclassed model: shapes are checked when it is called
-
-
-def _check_shapes(student: Any, teacher: Any) -> None:
-    for role, shape in (("student", student), ("teacher", teacher)):
-        if isinstance(shape, (dict, list)) or (
-            isinstance(shape, tuple) and any(isinstance(part, (tuple, list)) for part in shape)
-        ):
-            raise ValueError(
-                f"expected the {role} to have one output, got outputs of shapes {shape}"
-            )
-    if student is None or teacher is None:
-        return
-    known = all(a is None or b is None or a == b for a, b in zip(student, teacher, strict=False))
-    if len(student) != len(teacher) or not known:
-        raise ValueError(
-            f"expected student and teacher to give outputs of one shape, got "
-            f"{tuple(student)} from the student and {tuple(teacher)} from the teacher; both need "
-            "the same classes (or vocabulary) and positions"
-        )
-
-
-def distillation_loss(
-    teacher: tf.Tensor, student: tf.Tensor, temperature: float, from_logits: bool
-) -> tf.Tensor:
-    """Returns `T^2 * KL(teacher || student)` of the softened distributions, at each position.
-
-    Args:
-      teacher: float [..., classes], logits or probabilities.
-      student: float [..., classes].
-      temperature: T > 0; T^2 keeps the gradient's size independent of it.
-      from_logits: whether both are logits.
-
-    Returns:
-      float32 [...], not negative but for rounding.
-    """
-    logits = [tf.cast(x, tf.float32) for x in (teacher, student)]
-    if not from_logits:
-        # The logarithm of a probability is a logit: softmax(log p) is p.
-        logits = [tf.math.log(tf.maximum(x, _SMALLEST_PROBABILITY)) for x in logits]
-    log_p, log_q = (tf.nn.log_softmax(x / temperature) for x in logits)
-    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1) * temperature**2
+    def __init__(self, value: Any):
+        self.value = value
 
 
 class Distiller:
@@ -121,43 +47,66 @@ class Distiller:
     weights and Keras masks count for both parts of the loss, with the same reduction. The student
     alone is trained and saved; regularization losses of the student are added.
 
-    `fit` logs `loss` (both parts), `distillation_loss` (with T^2, before alpha) and, where alpha <
-    1, `task_loss`.
+    With `features`, layers in the middle are compared, too: the mean squared difference of their
+    outputs [batch, ..., channels] over the mean square of the teacher's, averaged over the pairs.
+    Keras masks and sample weights say how much each position counts in both means; weights of
+    another shape than the feature's positions are left out. A layer that is called several times
+    in one forward pass is compared call by call.
+
+    A teacher that is a `TeacherOutputs` costs no time in training: `fit` then takes its `dataset`.
+
+    `fit` logs `loss` (all parts), `distillation_loss` (with T^2, before alpha), where alpha < 1
+    `task_loss`, and with features `feature_loss` (before feature_weight).
 
     Args:
       student: the model to train; the same Keras flavour as the teacher.
-      teacher: the model to learn from; called with `training=False`, never changed.
+      teacher: the model to learn from; called with `training=False`, never changed. Or the
+        `TeacherOutputs` that it gave.
       temperature: softens both distributions; > 0.
       alpha: share of distillation in the loss, 0 to 1. With 1, `compile` needs no loss.
       from_logits: whether the outputs are logits (True) or probabilities (False). None: told from
         the last layers, probabilities where they end in a softmax.
+      features: names of layers that student and teacher share, or {student layer: teacher layer}.
+        A layer inside another has the path "outer/inner"; a layer that tfmot wrapped is found
+        under its own name.
+      feature_weight: of the feature part in the loss; >= 0.
 
     Raises:
       TypeError: not Keras models, or one of each flavour.
-      ValueError: temperature or alpha out of range, student and teacher the same, more than one
-        output, or outputs that do not fit (shape; logits against probabilities).
+      ValueError: temperature, alpha or feature_weight out of range, student and teacher the same,
+        an unknown layer, more than one output, or outputs that do not fit (shape; logits against
+        probabilities; features that are not stored).
     """
 
     student: Any
     temperature: float
     alpha: float
     from_logits: bool
+    feature_weight: float
 
     def __new__(cls, student: Any = None, teacher: Any = None, *args: Any, **kwargs: Any) -> Any:
         if cls is not Distiller:
             return super().__new__(cls)
-        flavours = _flavour(student, "student"), _flavour(teacher, "teacher")
-        if flavours[0] != flavours[1]:
+        flavours = [flavour(student, "student")]
+        if not isinstance(teacher, TeacherOutputs):
+            flavours.append(flavour(teacher, "teacher"))
+        if flavours[0] != flavours[-1]:
             raise TypeError(
                 f"expected student and teacher of one Keras, got a {flavours[0]} "
-                f"student and a {flavours[1]} teacher; rebuild one of them in the other's Keras"
+                f"student and a {flavours[1]} teacher; rebuild one of them in the other's Keras, "
+                "or store the teacher's outputs (tt.TeacherOutputs), which serve both"
             )
         made = _distiller_class(flavours[0])
         return made.__new__(made, student, teacher, *args, **kwargs)
 
 
 def _check(
-    student: Any, teacher: Any, temperature: float, alpha: float, from_logits: bool | None
+    student: Any,
+    teacher: Any,
+    temperature: float,
+    alpha: float,
+    from_logits: bool | None,
+    feature_weight: float,
 ) -> bool:
     """Validates the constructor's arguments and returns whether outputs are logits."""
     if student is teacher:
@@ -166,10 +115,13 @@ def _check(
         raise ValueError(f"expected temperature > 0, got {temperature}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"expected alpha from 0 to 1, got {alpha}")
-    _check_shapes(_static_shape(student), _static_shape(teacher))
+    if not 0 <= feature_weight < float("inf"):
+        raise ValueError(f"expected a finite feature_weight >= 0, got {feature_weight}")
+    stored = isinstance(teacher, TeacherOutputs)
+    check_shapes(static_shape(student), teacher.output_shape if stored else static_shape(teacher))
     if from_logits is not None:
         return from_logits
-    ends = _ends_in_softmax(student), _ends_in_softmax(teacher)
+    ends = ends_in_softmax(student), not teacher.from_logits if stored else ends_in_softmax(teacher)
     if ends[0] != ends[1]:
         words = {True: "probabilities (a softmax)", False: "logits (no softmax)"}
         raise ValueError(
@@ -181,11 +133,11 @@ def _check(
 
 
 @functools.cache
-def _distiller_class(flavour: str) -> type:
+def _distiller_class(name: str) -> type:
     """Makes the class for one Keras; the other Keras is not imported."""
     import importlib
 
-    keras: Any = importlib.import_module(flavour)
+    keras: Any = importlib.import_module(name)
 
     class DistillationLoss(keras.losses.Loss):
         """The distillation part as a Keras loss, so that Keras weighs, masks and reduces it like
@@ -193,6 +145,9 @@ def _distiller_class(flavour: str) -> type:
 
         def __init__(self, temperature: float, from_logits: bool):
             super().__init__(name="distillation_loss")
+            # tf_keras else refuses to average under a distribution strategy, as it cannot know
+            # that the caller divides by the number of replicas.
+            self._allow_sum_over_batch_size = True
             self.temperature = temperature
             self.from_logits = from_logits
 
@@ -207,25 +162,47 @@ def _distiller_class(flavour: str) -> type:
             temperature: float = 2.0,
             alpha: float = 0.5,
             from_logits: bool | None = None,
+            features: Any = None,
+            feature_weight: float = 1.0,
             **kwargs: Any,
         ):
-            logits = _check(student, teacher, temperature, alpha, from_logits)
+            logits = _check(student, teacher, temperature, alpha, from_logits, feature_weight)
+            pairs = feature_pairs(features)
+            capture = FeatureCapture(student, list(pairs), "student")
+            if isinstance(teacher, TeacherOutputs):
+                teacher.require_features(list(pairs.values()))
+                run_teacher = None
+            else:
+                run_teacher = FeatureCapture(
+                    teacher, list(dict.fromkeys(pairs.values())), "teacher"
+                )
             super().__init__(**kwargs)
             self.student = student
             self._teacher = _Untracked(teacher)
+            self._run_teacher = _Untracked(run_teacher)
+            self._run_student = _Untracked(capture)
+            self._features = _Untracked(pairs)
             self.temperature = temperature
             self.alpha = alpha
             self.from_logits = logits
+            self.feature_weight = feature_weight
             self._distillation_loss = DistillationLoss(temperature, logits)
             self._total_tracker = keras.metrics.Mean(name="total_loss")
             self._distillation_tracker = keras.metrics.Mean(name="distillation_loss")
             self._task_tracker = keras.metrics.Mean(name="task_loss")
+            if pairs:
+                self._feature_tracker = keras.metrics.Mean(name="feature_loss")
             if student.built:
                 self.built = True
 
         @property
         def teacher(self) -> Any:
-            return self._teacher.model
+            return self._teacher.value
+
+        @property
+        def features(self) -> dict[str, str]:
+            """Student layer -> teacher layer."""
+            return self._features.value
 
         def build(self, input_shape: Any = None) -> None:
             if not self.student.built:
@@ -233,7 +210,12 @@ def _distiller_class(flavour: str) -> type:
             self.built = True
 
         def call(self, inputs: Any, training: bool | None = None) -> Any:
-            return self.student(inputs, training=training)
+            predictions, captured = self._run_student.value(inputs, training=training)
+            if captured:
+                # As Keras does with masks: whoever holds the predictions holds what belongs to
+                # them, in each thread and each graph.
+                predictions._tfmot_ternary_features = captured
+            return predictions
 
         def _task_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             """The task's loss and the student's regularization losses."""
@@ -244,6 +226,15 @@ def _distiller_class(flavour: str) -> type:
                 )
             return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
 
+        def _feature_loss(
+            self, x: Any, y_pred: Any, teacher: Features, sample_weight: Any, training: bool
+        ) -> Any:
+            captured = getattr(y_pred, "_tfmot_ternary_features", None)
+            if captured is None:  # predictions from elsewhere, as where Keras tries out shapes
+                _, captured = self._run_student.value(x, training=training)
+            weights = [getattr(y_pred, "_keras_mask", None), sample_weight]
+            return matched_loss(self.features, teacher, captured, weights)
+
         def compute_loss(
             self,
             x: Any = None,
@@ -252,23 +243,49 @@ def _distiller_class(flavour: str) -> type:
             sample_weight: Any = None,
             training: bool = True,
         ) -> Any:
-            """Returns the scalar loss of one batch; called by Keras in train and test steps."""
-            target = self.teacher(x, training=False)
-            _check_shapes(tuple(y_pred.shape), tuple(target.shape))
+            """Returns the scalar loss of one batch; called by Keras in train and test steps.
+
+            Under a distribution strategy it is the replica's part of the sum over replicas.
+            """
+            if self._run_teacher.value is None:
+                y, target, theirs = self.teacher.unpack(y)
+            else:
+                if isinstance(y, Targets):
+                    raise ValueError(
+                        "expected plain labels, as the teacher is a model, got stored outputs; "
+                        "give tt.Distiller the TeacherOutputs in the model's place"
+                    )
+                target, theirs = self._run_teacher.value(x, training=False)
+            check_shapes(tuple(y_pred.shape), tuple(target.shape))
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
             distilled = self._distillation_loss(
                 tf.stop_gradient(target), y_pred, sample_weight=sample_weight
             )
-            self._distillation_tracker.update_state(distilled)
+            if name == "tf_keras":  # Keras 3 has divided already
+                distilled = distilled / replicas
+            self._distillation_tracker.update_state(distilled * replicas)
             if self.alpha < 1:
                 task = self._task_loss(x, y, y_pred, sample_weight)
-                self._task_tracker.update_state(task)
+                self._task_tracker.update_state(task * replicas)
                 total = self.alpha * distilled + (1 - self.alpha) * task
             else:
                 total = distilled
                 for extra in self.losses:
-                    total = total + tf.cast(tf.reduce_sum(extra), total.dtype)
-            self._total_tracker.update_state(total)
+                    total = total + tf.cast(tf.reduce_sum(extra), total.dtype) / replicas
+            if self.features:
+                matched = self._feature_loss(x, y_pred, theirs, sample_weight, training)
+                self._feature_tracker.update_state(matched)
+                total = total + tf.cast(self.feature_weight * matched / replicas, total.dtype)
+            self._total_tracker.update_state(total * replicas)
             return total
+
+        def compute_metrics(
+            self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+        ) -> dict[str, Any]:
+            """Updates and returns the compiled metrics, of the labels."""
+            if isinstance(y, Targets):
+                y = y.task_labels
+            return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
         def get_metrics_result(self) -> dict[str, Any]:
             """Renames the total to `loss`: tf_keras would show the task's part under that name."""

@@ -82,7 +82,10 @@ def relu_name(layer: Any) -> str | None:
         name = getattr(layer.activation, "__name__", None)
         return name if name in ("relu", "relu6") else None
     if type(layer) is keras.layers.ReLU and not layer.negative_slope and not layer.threshold:
-        return {None: "relu", 6.0: "relu6"}.get(layer.max_value)
+        if layer.max_value is None:
+            return "relu"
+        # A loaded layer has it as an array of rank 0.
+        return "relu6" if float(layer.max_value) == 6.0 else None
     return None
 
 

@@ -7,23 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_ternary import ops, packing, quantizers
+from tfmot_ternary import ops, packing, quantizers, recognition
 from tfmot_ternary.kernel_layout import KernelLayout
 from tfmot_ternary.packing import GroupSize, PackedWeights
 
-__all__ = ["freeze", "pack_kernel"]
+__all__ = ["freeze", "nothing_to_freeze", "pack_kernel", "pack_recognized"]
 
 
-def freeze(model: Any, weight_format: str | None = None, activations: str = "int8") -> Any:
+def freeze(
+    model: Any,
+    weight_format: str | None = None,
+    activations: str = "int8",
+    *,
+    recognize: bool = False,
+) -> Any:
     """Returns a model whose quantized layers hold packed weights; `model` stays as it was.
 
     Args:
       model: a quantized Keras 3 model (`keras3.quantize`), or a tf_keras model that went through
-        tfmot's `quantize_apply` with a `TernaryScheme` or `BinaryScheme`.
+        tfmot's `quantize_apply` with a `TernaryScheme` or `BinaryScheme`. With `recognize` also a
+        float model of either Keras.
       weight_format: for ternary layers "t2" (2 bits a weight, the default) or "t5" (1.6 bits);
         binary layers are always "b1", which may also be given for a model that is binary only.
       activations: "int8" quantizes each row of a layer's input as the TF Lite operator does;
         "float32" keeps it, and predictions equal those of `model` up to the order of summation.
+      recognize: whether float layers are packed too where their weights are ternary or binary
+        already: {-a, 0, +a} or {-a, +a}, with one `a` per tensor, output or group of inputs. This
+        is exact (`recognition.recognize`); all other float layers stay as they are.
 
     Returns:
       A model of the same Keras version and structure, for inference only. In tf_keras a
@@ -31,10 +41,10 @@ def freeze(model: Any, weight_format: str | None = None, activations: str = "int
 
     Raises:
       TypeError: not a Keras model.
-      ValueError: no quantized layer in it, a model that is frozen already, an unknown format, or a
-        scale or kernel that is not finite.
+      ValueError: no quantized (or recognized) layer in it, a model that is frozen already, an
+        unknown format, or a scale or kernel that is not finite.
     """
-    if weight_format is not None and weight_format not in packing.FORMATS:
+    if weight_format is not None and weight_format not in list(packing.FORMATS):
         raise ValueError(
             f"expected weight_format None or out of {sorted(packing.FORMATS)}, got "
             f"{weight_format!r}"
@@ -46,13 +56,44 @@ def freeze(model: Any, weight_format: str | None = None, activations: str = "int
     if keras3 is not None and isinstance(model, keras3.Model):
         from tfmot_ternary import freezing_keras3
 
-        return freezing_keras3.freeze(model, weight_format, activations)
+        return freezing_keras3.freeze(model, weight_format, activations, recognize)
     if tf_keras is not None and isinstance(model, tf_keras.Model):
         from tfmot_ternary import freezing_tf_keras
 
-        return freezing_tf_keras.freeze(model, weight_format, activations)
+        return freezing_tf_keras.freeze(model, weight_format, activations, recognize)
     raise TypeError(
         f"expected a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__name__}"
+    )
+
+
+def nothing_to_freeze(model: Any, frozen: bool, recognize: bool) -> ValueError:
+    """The error for a model in which no layer is packed.
+
+    Args:
+      model: the model as it was given.
+      frozen: whether it has packed layers already.
+      recognize: as in `freeze`.
+    """
+    if frozen:
+        return ValueError(
+            f"expected a quantized model, got {model.name!r}, which is frozen already; freeze the "
+            "model that it was made from"
+        )
+    if recognize:
+        return ValueError(
+            f"expected a model with quantized layers, or with float kernels that hold only -a, 0, "
+            f"+a or -a, +a for one a per tensor, output or group of inputs, got {model.name!r} "
+            "with neither; quantize it first with tfmot_ternary.quantize_apply(model, scheme)"
+        )
+    if any(type(layer).__name__ == "QuantizeAnnotate" for layer in model.layers):
+        return ValueError(
+            f"expected a quantized model, got {model.name!r}, which is annotated only; call "
+            "tfmot's quantize_apply(model, scheme) on it first"
+        )
+    return ValueError(
+        f"expected a quantized model, got {model.name!r}, which is in float: quantize it first "
+        "with tfmot_ternary.quantize_apply(model, scheme), or freeze it with recognize=True if its "
+        "kernels are ternary or binary already"
     )
 
 
@@ -79,14 +120,7 @@ def pack_kernel(
     Raises:
       ValueError: a value is not finite, or the format does not hold the codes.
     """
-    if levels == 2:
-        chosen = "b1"
-    else:
-        chosen = weight_format or "t2"
-    if packing.FORMATS[chosen].levels != levels:
-        raise ValueError(
-            f"expected a ternary format (t2, t5) for the ternary layer {name!r}, got {chosen}"
-        )
+    chosen = _format_for(levels, weight_format, name)
     matrix = layout.to_matrix(np.asarray(kernel, np.float32))
     scales = np.asarray(scales, np.float32)
     for what, values in (("kernel", matrix), ("scales", scales)):
@@ -97,3 +131,38 @@ def pack_kernel(
             )
     codes = quantizers.weight_codes(matrix, scales, levels, group_size)
     return PackedWeights.from_codes(codes, scales, chosen, group_size)
+
+
+def pack_recognized(
+    kernel: Any, layout: KernelLayout, weight_format: str | None, name: str
+) -> PackedWeights | None:
+    """Packs a float kernel that is ternary or binary already; None for any other.
+
+    Args:
+      kernel: float array of `layout.kernel_shape`.
+      layout, weight_format, name: as in `pack_kernel`.
+
+    Raises:
+      ValueError: a value is not finite, or the format does not hold the codes.
+    """
+    matrix = layout.to_matrix(np.asarray(kernel))
+    found = recognition.recognize(matrix)
+    if found is None:
+        if not np.isfinite(matrix).all():
+            raise ValueError(
+                f"expected finite weights in layer {name!r}, got NaN or infinity; repair the model "
+                "before it is frozen"
+            )
+        return None
+    chosen = _format_for(found.levels, weight_format, name)
+    return PackedWeights.from_codes(found.codes, found.scales, chosen, found.group_size)
+
+
+def _format_for(levels: int, weight_format: str | None, name: str) -> str:
+    chosen = "b1" if levels == 2 else weight_format or "t2"
+    if packing.FORMATS[chosen].levels != levels:
+        raise ValueError(
+            f"expected a ternary format (t2, t5) for the ternary layer {name!r}, got {chosen}; "
+            "leave weight_format out for the default of each layer"
+        )
+    return chosen

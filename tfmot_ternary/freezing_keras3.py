@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfmot_ternary.freezing import pack_kernel
-from tfmot_ternary.keras3_layers import QuantizedWeights, is_quantized, layout_of
+from tfmot_ternary.freezing import nothing_to_freeze, pack_kernel, pack_recognized
+from tfmot_ternary.keras3_layers import is_quantized, layout_of
 from tfmot_ternary.keras3_structure import (
     RestructuredModel,
     Structure,
@@ -18,6 +18,7 @@ from tfmot_ternary.keras3_structure import (
     nested_layers,
     require_tensorflow,
 )
+from tfmot_ternary.kernel_layout import KernelLayout
 from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.packed_layers import pack_in_place
 from tfmot_ternary.packing import PackedWeights, row_bytes, scale_shape
@@ -56,30 +57,34 @@ class FrozenModel(RestructuredModel):
 keras.saving.register_keras_serializable("tfmot_ternary")(FrozenModel)
 
 
-def freeze(model: keras.Model, weight_format: str | None, activations: str) -> keras.Model:
+def freeze(
+    model: keras.Model, weight_format: str | None, activations: str, recognize: bool
+) -> keras.Model:
     """See `tfmot_ternary.freezing.freeze`."""
     require_tensorflow()
     sources = [("", model), *nested_layers(model)]
-    if not any(is_quantized(layer) for _, layer in sources):
-        state = "frozen already"
-        if not any(isinstance(layer, PackedLayer) for _, layer in sources):
-            state = "in float: quantize it first with tfmot_ternary.quantize_apply(model, scheme)"
-        raise ValueError(f"expected a quantized model, got {model.name!r}, which is {state}")
+    frozen_already = any(isinstance(layer, PackedLayer) for _, layer in sources)
+    quantized = any(is_quantized(layer) for _, layer in sources)
+    if frozen_already or not (quantized or recognize):
+        raise nothing_to_freeze(model, frozen_already, recognize)
+    if not model.built:
+        raise ValueError(f"expected a built model, got {model.name!r}; call it on data first")
     frozen = clone(model)
     targets = [frozen, *(layer for _, layer in nested_layers(frozen))]
     configs = []
     for index, ((path, source), target) in enumerate(zip(sources, targets, strict=True)):
         left_out: list[Any] = []
-        if is_quantized(source):
-            weights = _pack(source, path, weight_format)
+        packed = _packed(source, path, weight_format, recognize)
+        if packed is not None:
+            weights, layout, left_out = packed
             pack_in_place(
                 target,
                 float_class(type(target)),
                 weights,
-                kernel_layout=source.kernel_layout,
+                kernel_layout=layout,
                 activations=activations,
             )
-            left_out = [source.float_weights, source.kernel_scale, target.packed, target.scales]
+            left_out += [target.packed, target.scales]
             configs.append(
                 {
                     "index": index - 1,  # the model itself is not among its nested layers
@@ -89,20 +94,44 @@ def freeze(model: keras.Model, weight_format: str | None, activations: str) -> k
                 }
             )
         _copy_own_variables(source, target, left_out)
+    if not configs:
+        raise nothing_to_freeze(model, frozen_already, recognize)
     frozen.jit_compile = False  # a task has compiled itself before its layers were packed
     return FrozenModel.adopt(frozen, Structure(float_config(model), configs))
 
 
-def _pack(layer: QuantizedWeights, path: str, weight_format: str | None) -> PackedWeights:
-    return pack_kernel(
-        keras.ops.convert_to_numpy(layer.float_weights),
-        keras.ops.convert_to_numpy(layer.kernel_scale),
-        layer.kernel_layout,
-        layer.levels,
-        layer.group_size,
-        weight_format,
-        path,
-    )
+def _packed(
+    layer: Any, path: str, weight_format: str | None, recognize: bool
+) -> tuple[PackedWeights, KernelLayout, list[Any]] | None:
+    """Packed weights of a layer, their layout, and the variables that they replace.
+
+    None for a layer that stays as it is.
+    """
+    if is_quantized(layer):
+        weights = pack_kernel(
+            keras.ops.convert_to_numpy(layer.float_weights),
+            keras.ops.convert_to_numpy(layer.kernel_scale),
+            layer.kernel_layout,
+            layer.levels,
+            layer.group_size,
+            weight_format,
+            path,
+        )
+        return weights, layer.kernel_layout, [layer.float_weights, layer.kernel_scale]
+    if not recognize or _is_changed_by_keras(layer):
+        return None
+    try:
+        layout = layout_of(layer)
+    except (TypeError, ValueError):  # no kernel, or not one matrix product
+        return None
+    kernel = layer._embeddings if isinstance(layer, keras.layers.Embedding) else layer._kernel
+    recognized = pack_recognized(keras.ops.convert_to_numpy(kernel), layout, weight_format, path)
+    return None if recognized is None else (recognized, layout, [kernel])
+
+
+def _is_changed_by_keras(layer: Any) -> bool:
+    """Whether the layer's kernel is not the whole of its weights: Keras' quantization, or LoRA."""
+    return bool(getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False))
 
 
 def _copy_own_variables(source: Any, target: Any, left_out: list[Any]) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import layers
 
-from tfmot_ternary import initializers, packing
+from tfmot_ternary import importance, initializers, packing
 from tfmot_ternary.keras3_layers import SUPPORTED, is_quantized, layout_of, quantize_in_place
 from tfmot_ternary.keras3_structure import (
     RestructuredModel,
@@ -23,6 +24,7 @@ from tfmot_ternary.keras3_structure import (
     nested_layers,
     require_tensorflow,
 )
+from tfmot_ternary.packed_layer import PackedLayer
 
 __all__ = ["QuantizedLayer", "QuantizedModel", "quantize", "quantized_layers"]
 
@@ -58,7 +60,7 @@ def quantize(model: keras.Model, scheme: Any) -> keras.Model:
         layers with weight matrices stay in float, named in one warning.
       scheme: a `TernaryScheme` or `BinaryScheme`: an object with `levels` (3 or 2), `group_size`,
         `initializer`, `skips(path_or_name) -> bool` and, if there, `embeddings`,
-        `trainable_scales` and `clip`.
+        `trainable_scales`, `clip`, `importance`, `preserve_zeros` and `keep_ends`.
 
     Returns:
       The clone, with the weights of `model` and one more trainable weight `kernel_scale` in each
@@ -69,8 +71,8 @@ def quantize(model: keras.Model, scheme: Any) -> keras.Model:
     Raises:
       RuntimeError: Keras does not run on TensorFlow.
       TypeError: not a Keras 3 model.
-      ValueError: the model is quantized already, is not built, cannot be rebuilt from its config,
-        has a NaN or an infinity in a kernel, or has no layer to quantize.
+      ValueError: the model is quantized or frozen already, is not built, cannot be rebuilt from its
+        config, has a NaN or an infinity in a kernel, or has no layer to quantize.
     """
     require_tensorflow()
     if not isinstance(model, keras.Model):
@@ -80,10 +82,23 @@ def quantize(model: keras.Model, scheme: Any) -> keras.Model:
         )
     if scheme.levels not in (2, 3):
         raise ValueError(f"expected scheme.levels 3 (ternary) or 2 (binary), got {scheme.levels}")
+    if getattr(scheme, "activation_bits", None) is not None:
+        raise ValueError(
+            f"expected a scheme with activation_bits=None for the Keras 3 model {model.name!r}, "
+            f"got {scheme.activation_bits}: 8-bit activations in training are tfmot's, which takes "
+            "tf_keras models only; leave activation_bits out (the operators quantize activations "
+            "to 8 bits when they run)"
+        )
     if not model.built or not model.weights:
         raise ValueError(
             f"expected a built model with weights, got {model.name!r}; call it on data, or give "
             "it an Input as its first layer, before quantizing it"
+        )
+    packed = [path for path, layer in nested_layers(model) if isinstance(layer, PackedLayer)]
+    if packed:
+        raise ValueError(
+            f"expected a float model, got {model.name!r} whose layer {packed[0]!r} is frozen; "
+            "quantize the model that it was made from"
         )
     already = [path for path, layer in nested_layers(model) if is_quantized(layer)]
     if already:
@@ -92,14 +107,19 @@ def quantize(model: keras.Model, scheme: Any) -> keras.Model:
             "already; quantize the original model instead"
         )
     chosen, unsupported = _choose(model, scheme)
+    if getattr(scheme, "keep_ends", False):
+        chosen = chosen[1:-1]
     if unsupported:
         listed = "; ".join(f"{path} ({reason})" for path, reason in unsupported)
         warnings.warn(f"left in float: {listed}", stacklevel=2)
     if not chosen:
         raise ValueError(
             f"expected a model with a Dense, EinsumDense or convolution layer to quantize, got "
-            f"{model.name!r} with none that the scheme does not skip"
+            f"{model.name!r} with none that the scheme does not skip (or keep: keep_ends)"
         )
+    paths = [path for path, _ in nested_layers(model)]
+    given = getattr(scheme, "importance", None) or {}
+    importance.require_names(given, paths, model.name)
     student = clone(model)
     for target, source in zip(student.weights, model.weights, strict=True):
         target.assign(source)
@@ -109,9 +129,12 @@ def quantize(model: keras.Model, scheme: Any) -> keras.Model:
         "group_size": scheme.group_size,
         "clip": getattr(scheme, "clip", None),
         "trainable_scales": getattr(scheme, "trainable_scales", True),
+        "preserve_zeros": getattr(scheme, "preserve_zeros", False),
     }
     configs = [{"index": index, **choice} for index in chosen]
-    _quantize_layers(student, configs, initializers.get(scheme.initializer))
+    # By the paths of `model`: in the clone a name that Keras made may be another.
+    costs = {index: given.get(paths[index]) for index in chosen}
+    _quantize_layers(student, configs, initializers.get(scheme.initializer), costs)
     QuantizedModel.adopt(student, Structure(float_config(model), configs))
     # A compile of its own (KerasHub tasks) has run in the constructor already.
     if model.compiled and type(model).compile is keras.Model.compile:
@@ -185,11 +208,19 @@ def _quantize_layers(
     model: keras.Model,
     configs: list[dict[str, Any]],
     initializer: initializers.ScaleInitializer | None,
+    costs: Mapping[int, Any] | None = None,
 ) -> None:
-    """Changes the layers named by `configs`; scales start at one where `initializer` is None."""
+    """Changes the layers named by `configs`; scales start at one where `initializer` is None.
+
+    `costs` are the importances of the layers by index, for the initializer.
+    """
     nested = list(nested_layers(model))
     for config in configs:
         path, layer = nested[config["index"]]
         quantize_in_place(
-            layer, path, initializer, **{k: config[k] for k in config if k != "index"}
+            layer,
+            path,
+            initializer,
+            importance=(costs or {}).get(config["index"]),
+            **{k: config[k] for k in config if k != "index"},
         )

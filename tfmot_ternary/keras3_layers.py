@@ -38,6 +38,7 @@ class QuantizedWeights:
       levels: 3 or 2.
       group_size: None, "tensor" or inputs per scale.
       clip: None, or the bound on |w| above which no gradient reaches a weight.
+      preserve_zeros: whether weights that are exactly 0 stay 0.
       kernel_scale: trainable float32 variable of shape `packing.scale_shape(n, k, group_size)`.
     """
 
@@ -45,16 +46,20 @@ class QuantizedWeights:
     levels: int
     group_size: packing.GroupSize
     clip: float | None
+    preserve_zeros: bool
     kernel_scale: keras.Variable
     changed_from: type
+    # See `quantizers.quantize_kernel`; GradualQuantization sets it while a step of training runs.
+    quantized_fraction: Any = None
     _reads_float = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
         """Not possible: the change of a layer is part of its model's config, not of its own."""
         raise ValueError(
-            f"expected a whole quantized model, got the layer {config.get('name')!r} alone; clone "
-            "the float model and quantize that, or save and load the quantized model"
+            f"expected a whole quantized model, got the layer {config.get('name')!r} alone; in "
+            "place of keras.models.clone_model(model) use type(model).from_config("
+            "model.get_config()), or save and load the model"
         )
 
     @property
@@ -73,6 +78,8 @@ class QuantizedWeights:
             self.levels,
             self.group_size,
             self.clip,
+            self.preserve_zeros,
+            self.quantized_fraction,
         )
         return keras.ops.cast(values, self.compute_dtype)  # type: ignore[attr-defined]
 
@@ -165,6 +172,8 @@ def quantize_in_place(
     group_size: packing.GroupSize,
     clip: float | None,
     trainable_scales: bool,
+    preserve_zeros: bool = False,
+    importance: Any = None,
 ) -> None:
     """Changes a built layer's class to its quantized form and adds its `kernel_scale`.
 
@@ -172,7 +181,8 @@ def quantize_in_place(
       layer: a layer that `layout_of` knows.
       path: its path, for errors.
       initializer: computes the scales from the kernel; None sets them to one, to be loaded.
-      levels, group_size, clip, trainable_scales: as in a scheme.
+      levels, group_size, clip, trainable_scales, preserve_zeros: as in a scheme.
+      importance: None, or weights of errors broadcastable to W[n, k], for the initializer.
 
     Raises:
       ValueError: a NaN or an infinity in the kernel.
@@ -187,12 +197,15 @@ def quantize_in_place(
     scales: Any = "ones"
     if initializer is not None:
         matrix = layout.to_matrix(keras.ops.convert_to_numpy(layer.float_weights))
-        values = initializers.initial_scales(matrix, levels, group_size, initializer, name=path)
+        values = initializers.initial_scales(
+            matrix, levels, group_size, initializer, importance, name=path
+        )
         scales = keras.initializers.Constant(values)
     layer.kernel_layout = layout
     layer.levels = levels
     layer.group_size = group_size
     layer.clip = clip
+    layer.preserve_zeros = preserve_zeros
     layer._tracker.unlock()
     layer.kernel_scale = layer.add_weight(
         name="kernel_scale",

@@ -111,6 +111,15 @@ class KernelLayout:
         return cls(shape, n_axes=(rank - 2,), k_axes=(*range(rank - 2), rank - 1))
 
     @classmethod
+    def depthwise(cls, shape: Any) -> KernelLayout:
+        """DepthwiseConv1D, DepthwiseConv2D: kernel [window..., c_in, m]; n runs over (c_in, m)."""
+        shape = _checked_shape(
+            shape, "a depthwise kernel [window..., c_in, depth_multiplier]", (3, 4)
+        )
+        window = tuple(range(len(shape) - 2))
+        return cls(shape, n_axes=(len(window), len(window) + 1), k_axes=window)
+
+    @classmethod
     def embedding(cls, shape: Any) -> KernelLayout:
         """Embedding table [vocabulary, dim]: n = vocabulary rows, k = dim."""
         shape = _checked_shape(shape, "an embedding table [vocabulary, dim]", (2,))

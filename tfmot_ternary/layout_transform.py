@@ -13,8 +13,13 @@ import tensorflow_model_optimization as tfmot
 from tensorflow_model_optimization.python.core.keras.compat import keras
 
 from tfmot_ternary.attention import QuantizedMultiHeadAttention
-from tfmot_ternary.quantize_config import KernelQuantizeConfig, kernel_layout
+from tfmot_ternary.eight_bit_inputs import replace_with_rounded_inputs
+from tfmot_ternary.layer_kernels import only_if_chosen
+from tfmot_ternary.packed_layer import PackedLayer
+from tfmot_ternary.quantize_config import KernelQuantizeConfig, kernel_layouts
 from tfmot_ternary.quantize_wrapper import KernelQuantizeWrapper
+from tfmot_ternary.savable_wrapper import SavableQuantizeWrapper
+from tfmot_ternary.stripping import require_stripped
 
 __all__ = ["LayoutTransform"]
 
@@ -45,6 +50,18 @@ def warn_left_in_float(layer: Any) -> None:
     )
 
 
+def tell_about_depthwise(layers: list[Any]) -> None:
+    """Says once why the depthwise layers among those spared by default are not quantized."""
+    names = [repr(layer.name) for layer in layers if not isinstance(layer, keras.layers.Embedding)]
+    if names:
+        warnings.warn(
+            f"depthwise layers keep their float weights by default: {', '.join(names)}. They have "
+            "few weights, so that packing saves little; to quantize one all the same, annotate it "
+            "by itself (quantize_annotate_layer)",
+            stacklevel=3,
+        )
+
+
 class LayoutTransform(tfmot.quantization.keras.QuantizeLayoutTransform):
     """Prepares an annotated model for a scheme's registry."""
 
@@ -59,10 +76,11 @@ class LayoutTransform(tfmot.quantization.keras.QuantizeLayoutTransform):
         self._skips = skips
 
     def apply(self, model: Any, layer_quantize_map: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Returns the model with quantized layers, and what is left for tfmot to wrap.
+        """Returns the model with quantized layers, and an empty map: tfmot wraps no more.
 
-        That is the layers with a QuantizeConfig of another kind. (tfmot leaves layers alone that
-        are wrapped already; its `quantized_layer_name_prefix` does not reach them: it is "quant_".)
+        A layer with a QuantizeConfig of another kind is wrapped as tfmot would; where that is one
+        of tfmot's 8-bit scheme, its inputs are rounded too. (tfmot leaves layers alone that are
+        wrapped already; its `quantized_layer_name_prefix` does not reach them: it is "quant_".)
 
         Args:
           model: the tf_keras model without annotations, with its weights.
@@ -72,6 +90,7 @@ class LayoutTransform(tfmot.quantization.keras.QuantizeLayoutTransform):
           ValueError: for a layer that cannot be quantized if only some layers are annotated (so the
             user chose this one), or if nothing at all is left to quantize.
         """
+        self._registry.require_importance(model)
         layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
         annotated = [layer for layer in layers if layer.name in layer_quantize_map]
         # `quantize_annotate_model` annotates all but Lambda layers, and `apply` all but those and
@@ -81,17 +100,21 @@ class LayoutTransform(tfmot.quantization.keras.QuantizeLayoutTransform):
             layer.name not in layer_quantize_map and not isinstance(layer, opaque)
             for layer in layers
         )
-        foreign: dict[str, Any] = {}
         quantized: dict[str, Any] = {}
         left: list[str] = []
+        spared: list[Any] = []
         for layer in annotated:
+            require_float(layer)
             config = layer_quantize_map[layer.name].get("quantize_config")
             if config is None and self._skips(layer.name):
                 continue
             if config is None and self._registry.supports(layer, chosen):
                 config = self._registry.get_quantize_config(layer)
             if config is None:
-                if needs_no_warning(layer) or isinstance(layer, keras.layers.Embedding):
+                if needs_no_warning(layer):
+                    continue
+                if only_if_chosen(layer):
+                    spared.append(layer)
                     continue
                 if chosen:
                     raise ValueError(
@@ -102,27 +125,41 @@ class LayoutTransform(tfmot.quantization.keras.QuantizeLayoutTransform):
                 warn_left_in_float(layer)
                 left.append(layer.name)
             elif isinstance(config, KernelQuantizeConfig):
-                quantized[layer.name] = _quantized(layer, config)
+                quantized[layer.name] = quantized_layer(layer, config)
             else:
-                foreign[layer.name] = {"quantize_config": config}
-        if not quantized and not foreign:
+                quantized[layer.name] = SavableQuantizeWrapper(layer, config)
+        if not quantized:
             raise ValueError(
                 f"expected at least one layer of model {model.name!r} to quantize, got none"
                 + (f"; left in float: {', '.join(left)}" if left else "")
                 + "; see the scheme's `skip` and `embeddings`"
             )
-        if quantized:
-            model = keras.models.clone_model(
-                model, clone_function=lambda layer: quantized.get(layer.name, layer)
-            )
+        tell_about_depthwise(spared)
+        model = replace_with_rounded_inputs(model, quantized)
         for layer in model.layers:
-            setattr(layer, LEFT_IN_FLOAT, layer.name not in foreign)
-        return model, foreign
+            setattr(layer, LEFT_IN_FLOAT, True)
+        return model, {}
 
 
-def _quantized(layer: Any, config: KernelQuantizeConfig) -> Any:
+def require_float(layer: Any) -> None:
+    """Raises ValueError for a layer that is quantized, frozen, or wrapped for pruning."""
+    require_stripped(layer)
+    state = None
+    if isinstance(layer, (tfmot.quantization.keras.QuantizeWrapper, QuantizedMultiHeadAttention)):
+        state = "quantized already; quantize the original model instead"
+    elif isinstance(layer, PackedLayer):
+        state = "frozen; quantize the model that it was made from"
+    if state is not None:
+        raise ValueError(f"expected a float layer, got {layer.name!r}, which is {state}")
+
+
+def quantized_layer(layer: Any, config: KernelQuantizeConfig) -> Any:
     """The layer that takes the place of a trained `layer`; raises ValueError for other kinds."""
     if type(layer) is keras.layers.MultiHeadAttention:
         return QuantizedMultiHeadAttention.from_trained(layer, config)
-    kernel_layout(layer)
-    return KernelQuantizeWrapper(layer, config)
+    kernel_layouts(layer)
+    if config.get_activations_and_quantizers(layer) or config.get_output_quantizers(layer):
+        # A user's subclass that quantizes more than kernels: tfmot's own wrapper does all of it.
+        return SavableQuantizeWrapper(layer, config)
+    # The policy of the layer, not the global one of now: a wrapper hands its inputs on as they are.
+    return KernelQuantizeWrapper(layer, config, dtype=layer._dtype_policy)

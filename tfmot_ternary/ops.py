@@ -123,7 +123,11 @@ def conv2d(
         tuple(int(v) for pair in (kernel_size, strides, dilations) for v in pair),
         padding,
     )
-    return function(x, packed, scales, *_bias(bias, n))
+    y = function(x, packed, scales, *_bias(bias, n))
+    # In a large model (EfficientNetB0) TF Lite's converter loses the rank of some results, and then
+    # cannot convert a depthwise convolution of them. Where the whole shape is known, this is not in
+    # the file; else it may stay, and TF Lite lacks it.
+    return tf.ensure_shape(y, y.shape) if y.shape.is_fully_defined() else y
 
 
 @tf.autograph.experimental.do_not_convert

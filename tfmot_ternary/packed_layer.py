@@ -25,6 +25,9 @@ class PackedLayer:
       scales: variable float32 of shape `packing.scale_shape(n, k, group_size)`.
     """
 
+    # Kernels that stay float beside the packed one; the first weights of the layer.
+    float_kernels: tuple[str, ...] = ()
+
     kernel_layout: KernelLayout
     weight_format: str
     group_size: GroupSize

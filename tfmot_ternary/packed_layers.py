@@ -34,12 +34,6 @@ class PackedKernel(PackedLayer):
         accepted = inspect.signature(call).parameters
         return call(inputs, **{key: kwargs[key] for key in kwargs if key in accepted})
 
-    def _finish(self, y: tf.Tensor, activation: str) -> tf.Tensor:
-        """Applies the layer's activation unless the operator did; casts to the compute dtype."""
-        if activation == "none" and self.activation is not None:
-            y = self.activation(y)
-        return tf.cast(y, self.compute_dtype)
-
 
 class PackedDense(PackedKernel):
     """Dense and EinsumDense as `fully_connected`."""
@@ -63,7 +57,7 @@ class PackedDense(PackedKernel):
         y = layout.rows_to_output(y)
         if not fused:
             y = y + bias
-        return self._finish(y, activation)
+        return _finished(self, y, activation)
 
 
 class PackedConv(PackedKernel):
@@ -103,7 +97,7 @@ class PackedConv(PackedKernel):
         )
         if self.rank == 1:
             y = y[:, 0]
-        return self._finish(y, activation)
+        return _finished(self, y, activation)
 
     rank: int
     groups: int
@@ -112,6 +106,69 @@ class PackedConv(PackedKernel):
     kernel_size: tuple[int, ...]
     strides: tuple[int, ...]
     dilation_rate: tuple[int, ...]
+
+
+class PackedDepthwiseConv(PackedLayer):
+    """DepthwiseConv1D and DepthwiseConv2D: the stock convolution on the unpacked kernel."""
+
+    @property
+    def depthwise_kernel(self) -> tf.Tensor:
+        return self.unpacked()
+
+
+class PackedSeparableConv(PackedLayer):
+    """SeparableConv1D and SeparableConv2D: stock depthwise convolution, then a 1 x 1 `conv2d`."""
+
+    float_kernels = ("depthwise_kernel",)
+
+    @property
+    def pointwise_kernel(self) -> tf.Tensor:
+        return self.unpacked()
+
+    def build(self, input_shape: Any) -> None:
+        c_in = self.kernel_layout.k // self.depth_multiplier
+        self.depthwise_kernel = self.add_weight(  # type: ignore[attr-defined]
+            name="depthwise_kernel", shape=(*self.kernel_size, c_in, self.depth_multiplier)
+        )
+        super().build(input_shape)
+
+    @tf.autograph.experimental.do_not_convert
+    def call(self, inputs: Any, **kwargs: Any) -> Any:
+        del kwargs  # `training`, of tf_keras
+        if self.data_format != "channels_last":
+            return super().call(inputs)  # type: ignore[misc]
+        x, kernel = inputs, self.depthwise_kernel
+        padding = self.padding.upper()
+        if padding == "CAUSAL":
+            reach = self.dilation_rate[0] * (self.kernel_size[0] - 1)
+            x = tf.pad(x, [[0, 0], [reach, 0], [0, 0]])
+            padding = "VALID"
+        strides, dilations = tuple(self.strides), tuple(self.dilation_rate)
+        if self.rank == 1:  # one image row; depthwise convolutions have equal strides only
+            x, kernel = x[:, tf.newaxis], kernel[tf.newaxis]
+            strides, dilations = strides * 2, (1, *dilations)
+        x = tf.nn.depthwise_conv2d(x, kernel, (1, *strides, 1), padding, dilations=dilations)
+        activation = _fused_activation(self.activation)
+        y = ops.conv2d(
+            tf.cast(x, tf.float32),
+            self.packed,
+            self.scales,
+            None if self.bias is None else tf.cast(self.bias, tf.float32),
+            kernel_size=(1, 1),
+            **self._product_options(activation),
+        )
+        if self.rank == 1:
+            y = y[:, 0]
+        return _finished(self, y, activation)
+
+    rank: int
+    data_format: str
+    padding: str
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation_rate: tuple[int, ...]
+    depth_multiplier: int
+    depthwise_kernel: Any
 
 
 class PackedEmbedding(PackedLayer):
@@ -155,6 +212,10 @@ _FORMS: dict[str, type[PackedLayer]] = {
     "Conv1D": PackedConv,
     "Conv2D": PackedConv,
     "Conv3D": PackedConv,
+    "DepthwiseConv1D": PackedDepthwiseConv,
+    "DepthwiseConv2D": PackedDepthwiseConv,
+    "SeparableConv1D": PackedSeparableConv,
+    "SeparableConv2D": PackedSeparableConv,
     "Embedding": PackedEmbedding,
 }
 
@@ -213,6 +274,13 @@ def _has_own_call(cls: type, names: tuple[str, ...]) -> bool:
     """Whether `call` comes from Keras' own class: then the operator computes what it would."""
     owner = next(c for c in cls.__mro__ if "call" in c.__dict__ and not issubclass(c, PackedLayer))
     return is_keras_class(owner, names)
+
+
+def _finished(layer: Any, y: tf.Tensor, activation: str) -> tf.Tensor:
+    """Applies the layer's activation unless the operator did; casts to the compute dtype."""
+    if activation == "none" and layer.activation is not None:
+        y = layer.activation(y)
+    return tf.cast(y, layer.compute_dtype)
 
 
 def _fused_activation(activation: Any) -> str:

@@ -31,11 +31,17 @@ def packed_keras_class(base: type) -> Any:
 
 for _base in (
     keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
     keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
     keras.layers.Conv3D,
     keras.layers.Dense,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
     keras.layers.EinsumDense,
     keras.layers.Embedding,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
 ):
     packed_keras_class(_base)
 

@@ -69,7 +69,8 @@ def _check_k(k: int) -> None:
 
 def _check_group_size(group_size: GroupSize) -> None:
     known = group_size is None or group_size == "tensor"
-    if not known and (isinstance(group_size, bool) or group_size not in GROUP_SIZES):
+    wrong_type = isinstance(group_size, (bool, float))  # 32.0 equals 32
+    if not known and (wrong_type or group_size not in GROUP_SIZES):
         raise ValueError(
             f"expected group_size None (per channel), 'tensor' or one of {GROUP_SIZES},"
             f" got {group_size!r}"

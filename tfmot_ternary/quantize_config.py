@@ -13,6 +13,16 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 
 from tfmot_ternary import initializers
 from tfmot_ternary.kernel_layout import KernelLayout
+from tfmot_ternary.layer_kernels import (
+    kernel_attribute,
+    kernel_attributes,
+    kernel_layout,
+    kernel_layouts,
+    kernel_names,
+    kernel_variable,
+    quantizes,
+    set_kernel,
+)
 from tfmot_ternary.packing import GroupSize
 from tfmot_ternary.quantizers import BinaryQuantizer, TernaryQuantizer
 
@@ -22,65 +32,9 @@ __all__ = [
     "TernaryQuantizeConfig",
     "kernel_attribute",
     "kernel_layout",
+    "kernel_layouts",
     "quantizes",
 ]
-
-# The layers whose kernel is one matrix product, and the attribute that holds it. Subclasses are not
-# taken for their base: they may use the kernel in another way (DepthwiseConv2D is a Conv2D).
-_KERNEL_ATTRIBUTES: dict[type, str] = {
-    keras.layers.Dense: "kernel",
-    keras.layers.Conv1D: "kernel",
-    keras.layers.Conv2D: "kernel",
-    keras.layers.EinsumDense: "kernel",
-    keras.layers.Embedding: "embeddings",
-}
-
-
-def quantizes(layer: Any) -> bool:
-    """Whether the layer has a kernel that a KernelQuantizeConfig can quantize."""
-    return type(layer) in _KERNEL_ATTRIBUTES
-
-
-def kernel_attribute(layer: Any) -> str:
-    """The name of the attribute that holds the layer's kernel.
-
-    Raises:
-      ValueError: if the layer is none of those that are quantized.
-    """
-    if not quantizes(layer):
-        known = ", ".join(cls.__name__ for cls in _KERNEL_ATTRIBUTES)
-        raise ValueError(
-            f"expected layer {layer.name!r} to be one of {known}, got {type(layer).__name__}; "
-            "leave it in float, or annotate it with a QuantizeConfig of your own"
-        )
-    return _KERNEL_ATTRIBUTES[type(layer)]
-
-
-def kernel_layout(layer: Any) -> KernelLayout:
-    """How the kernel of a built layer becomes W[n, k].
-
-    Raises:
-      ValueError: for an unbuilt layer, one that is not quantized, or an einsum with a batch axis in
-        its kernel; the layer is named.
-    """
-    attribute = kernel_attribute(layer)
-    if not layer.built:
-        raise ValueError(f"expected layer {layer.name!r} to be built, got one without weights")
-    shape = tuple(getattr(layer, attribute).shape)
-    if isinstance(layer, keras.layers.Embedding):
-        return KernelLayout.embedding(shape)
-    if isinstance(layer, keras.layers.EinsumDense):
-        inputs, output = layer.equation.split("->")[0].split(",")[0], layer.equation.split("->")[1]
-        # An ellipsis stands for as many axes in the input as in the output.
-        elided = len(layer.full_output_shape) - len(output.replace("...", ""))
-        rank = len(inputs.replace("...", "")) + elided
-        try:
-            return KernelLayout.einsum(layer.equation, shape, rank)
-        except ValueError as error:
-            raise ValueError(f"layer {layer.name!r}: {error}") from error
-    if isinstance(layer, keras.layers.Dense):
-        return KernelLayout.dense(shape)
-    return KernelLayout.conv(shape)
 
 
 class KernelQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
@@ -95,6 +49,7 @@ class KernelQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         trainable_scales: bool = True,
         clip: float | None = None,
         initialized: bool = False,
+        preserve_zeros: bool = False,
     ) -> None:
         """Makes the config.
 
@@ -105,12 +60,16 @@ class KernelQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
           clip: see `quantizers.quantize_kernel`.
           initialized: whether the scales exist already and are about to be loaded; then the
             initializer does not run again. Set by `get_config` once the layer is built.
+          preserve_zeros: see `quantizers.quantize_kernel`.
         """
         self.group_size = group_size
         self.initializer = initializers.get(initializer)
         self.trainable_scales = bool(trainable_scales)
         self.clip = clip
+        self.preserve_zeros = bool(preserve_zeros)
         self.initialized = bool(initialized)
+        # What `importance.below` gives for the layer; used by the initializer, never serialized.
+        self.importance: dict[str, Any] = {}
         self._built = self.initialized
         self._quantizer(None)  # checks the arguments
 
@@ -129,13 +88,22 @@ class KernelQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
             layout=layout,
             trainable=self.trainable_scales,
             clip=self.clip,
+            preserve_zeros=self.preserve_zeros,
         )
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
-        """[(kernel, quantizer)] of a built layer."""
-        quantizer = self._quantizer(kernel_layout(layer))
+        """[(kernel, quantizer)] of a built layer, in the order of `kernel_layouts`."""
+        layouts = kernel_layouts(layer)
+        pairs = []
+        for (attribute, layout), name in zip(layouts.items(), kernel_names(layer), strict=True):
+            quantizer = self._quantizer(layout)
+            if not self.initialized:
+                own = self.importance.get("")
+                quantizer.importance = self.importance.get(name, own) if len(layouts) > 1 else own
+            pairs.append((kernel_variable(layer, attribute), quantizer))
         self._built = True
-        return [(getattr(layer, kernel_attribute(layer)), quantizer)]
+        self.importance = {}
+        return pairs
 
     def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
         """None."""
@@ -143,9 +111,9 @@ class KernelQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
         return []
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Any) -> None:
-        """Puts the quantized kernel where the layer's `call` reads it."""
-        (kernel,) = quantize_weights
-        setattr(layer, kernel_attribute(layer), kernel)
+        """Puts the quantized kernels where the layer's `call` reads them."""
+        for attribute, kernel in zip(kernel_attributes(layer), quantize_weights, strict=True):
+            set_kernel(layer, attribute, kernel)
 
     def set_quantize_activations(self, layer: Any, quantize_activations: Any) -> None:
         """Nothing to set."""
@@ -166,6 +134,7 @@ class KernelQuantizeConfig(tfmot.quantization.keras.QuantizeConfig):
             "trainable_scales": self.trainable_scales,
             "clip": self.clip,
             "initialized": self._built,
+            "preserve_zeros": self.preserve_zeros,
         }
 
     @classmethod

@@ -22,12 +22,14 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tfmot_ternary import initializers
 from tfmot_ternary.kernel_layout import KernelLayout
 from tfmot_ternary.packing import GroupSize, expand_scales, scale_shape
+from tfmot_ternary.straight_through import codes, straight_through
 
 __all__ = [
     "BinaryQuantizer",
     "TernaryQuantizer",
     "binarize",
     "binary_codes",
+    "check_preserve_zeros",
     "quantize_kernel",
     "ternarize",
     "ternary_codes",
@@ -58,7 +60,7 @@ def weight_codes(w: Any, scales: Any, levels: int, group_size: GroupSize = None)
         return (w > half).astype(np.int8) - (w < -half).astype(np.int8)
     w = tf.cast(w, tf.float32)
     view, scale_view = _views(w, scales, _rows_layout(w), group_size)
-    return tf.reshape(tf.cast(_codes(view, scale_view, levels), tf.int8), w.shape)
+    return tf.reshape(tf.cast(codes(view, scale_view, levels), tf.int8), w.shape)
 
 
 def ternary_codes(w: Any, scales: Any, group_size: GroupSize = None) -> Any:
@@ -90,6 +92,8 @@ def quantize_kernel(
     levels: int,
     group_size: GroupSize = None,
     clip: float | None = None,
+    preserve_zeros: bool = False,
+    fraction: Any = None,
 ) -> tf.Tensor:
     """A kernel in its layer's own axis order -> the kernel of its quantized values.
 
@@ -103,6 +107,9 @@ def quantize_kernel(
       levels: 3 or 2.
       group_size: None (per channel), "tensor" or the inputs per group.
       clip: None, or the bound on |w| above which no gradient reaches w (Larq's `ste_sign` has 1).
+      preserve_zeros: whether no gradient reaches weights that are exactly 0: they stay 0.
+      fraction: None, or a scalar f from 0 to 1 (tensor or variable) for the value (1 - f) * w + f *
+        codes * scales, with dL/dw = dL/dvalue and dL/da weighted by f; see `GradualQuantization`.
 
     Returns:
       Tensor of the kernel's shape and dtype; computed in float32.
@@ -121,7 +128,7 @@ def quantize_kernel(
     w = layout.to_matrix(kernel) if interleaved else kernel
     inner = _rows_layout(w) if interleaved else layout
     view, scale_view = _views(tf.cast(w, tf.float32), scales, inner, group_size)
-    value = _straight_through(view, scale_view, levels, clip)
+    value = straight_through(view, scale_view, levels, clip, preserve_zeros, fraction)
     value = tf.cast(tf.reshape(value, w.shape), dtype)
     return layout.from_matrix(value) if interleaved else value
 
@@ -129,6 +136,15 @@ def quantize_kernel(
 def _check_levels(levels: int) -> None:
     if levels not in (2, 3):
         raise ValueError(f"expected levels 2 (binary) or 3 (ternary), got {levels!r}")
+
+
+def check_preserve_zeros(preserve_zeros: bool, levels: int) -> None:
+    """Raises ValueError where zeros cannot be preserved."""
+    if preserve_zeros and levels == 2:
+        raise ValueError(
+            "expected preserve_zeros=False for binary weights, got True: {-a, +a} has no zero; use "
+            "the ternary scheme for a pruned model"
+        )
 
 
 def _rows_layout(w: Any) -> KernelLayout:
@@ -177,36 +193,12 @@ def _views(
     return tf.reshape(w, [k, n]), tf.repeat(scales, size, axis=0)[:k]
 
 
-def _codes(w: tf.Tensor, scales: tf.Tensor, levels: int) -> tf.Tensor:
-    """float32 codes; the rule at the top of this file."""
-    if levels == 2:
-        return tf.cast(w >= 0, tf.float32) * 2.0 - 1.0
-    # The rule in fewer passes over the kernel: a >= 0, so that |w| > a / 2 decides for both signs.
-    return tf.where(tf.abs(w) > scales * 0.5, tf.sign(w), 0.0)
-
-
-def _straight_through(
-    w: tf.Tensor, scales: tf.Tensor, levels: int, clip: float | None
-) -> tf.Tensor:
-    # x + stop_gradient(q - x) would round; a custom gradient leaves the forward value exact.
-    @tf.custom_gradient
-    def quantized(w, scales):
-        codes = _codes(w, scales, levels)
-        shared = [axis for axis, dim in enumerate(scales.shape) if dim == 1]
-
-        def gradient(dy):
-            dw = dy if clip is None else tf.where(tf.abs(w) <= clip, dy, 0.0)
-            return dw, tf.reduce_sum(dy * codes, axis=shared, keepdims=True)
-
-        return codes * scales, gradient
-
-    return quantized(w, scales)
-
-
 class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     """What TernaryQuantizer and BinaryQuantizer share."""
 
     levels: int
+    # See `quantize_kernel`; GradualQuantization sets it on instances while a step of training runs.
+    quantized_fraction: Any = None
 
     def __init__(
         self,
@@ -215,6 +207,7 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         layout: KernelLayout | None = None,
         trainable: bool = True,
         clip: float | None = None,
+        preserve_zeros: bool = False,
     ) -> None:
         """Makes the quantizer.
 
@@ -225,8 +218,10 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
           layout: the kernel's layout; None infers it from the rank (2: Dense, 3 to 5: convolution).
           trainable: whether the scales are trained.
           clip: see `quantize_kernel`.
+          preserve_zeros: see `quantize_kernel`; for three levels only.
         """
         scale_shape(1, 1, group_size)  # checks it
+        check_preserve_zeros(preserve_zeros, self.levels)
         if clip is not None and not clip > 0:
             raise ValueError(f"expected clip None or > 0, got {clip!r}")
         self.group_size = group_size
@@ -234,6 +229,9 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.layout = layout
         self.trainable = bool(trainable)
         self.clip = clip
+        self.preserve_zeros = bool(preserve_zeros)
+        # Weights of errors, broadcastable to W[n, k], for the next `build`; no part of the config.
+        self.importance: Any = None
 
     def _layout_of(self, shape: Any) -> KernelLayout:
         if self.layout is not None:
@@ -258,8 +256,10 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
             self.levels,
             self.group_size,
             self.initializer,
+            self.importance,
             name=f"{layer.layer.name}/{name}",
         )
+        self.importance = None
         variable = layer.add_weight(
             name=f"{name}_scale",
             shape=scales.shape,
@@ -282,7 +282,14 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         del training, kwargs
         layout = self._layout_of(tuple(inputs.shape))
         return quantize_kernel(
-            inputs, weights["scale"], layout, self.levels, self.group_size, self.clip
+            inputs,
+            weights["scale"],
+            layout,
+            self.levels,
+            self.group_size,
+            self.clip,
+            self.preserve_zeros,
+            self.quantized_fraction,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -292,6 +299,7 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
             "layout": None if self.layout is None else self.layout.get_config(),
             "trainable": self.trainable,
             "clip": self.clip,
+            "preserve_zeros": self.preserve_zeros,
         }
 
     @classmethod
@@ -321,11 +329,14 @@ class BinaryQuantizer(_KernelQuantizer):
 
 
 def _trained_weight(wrapper: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    candidates = [
-        weight
-        for weight in wrapper.layer.weights
-        if weight.name.split(":")[0].split("/")[-1] == name and tuple(weight.shape) == shape
-    ]
+    if hasattr(wrapper, "kernel_named"):  # ours; it knows equal names apart
+        candidates = [wrapper.kernel_named(name)]
+    else:
+        candidates = [
+            weight
+            for weight in wrapper.layer.weights
+            if weight.name.split(":")[0].split("/")[-1] == name and tuple(weight.shape) == shape
+        ]
     if not candidates:
         raise ValueError(
             f"expected layer {wrapper.layer.name!r} to have a weight {name!r} of shape {shape}, "

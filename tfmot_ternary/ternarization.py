@@ -25,6 +25,8 @@ class Request:
       group_size: None (per channel), "tensor" or inputs per scale.
       initializer: name of the first scales' rule.
       skip: regular expressions of layers to leave as they are.
+      recognize: pack the layers whose weights are ternary or binary already, and change no other:
+        `weights`, `group_size`, `initializer` and `skip` say nothing then.
       float_weights: "int8" or "float32": how embeddings and skipped layers are stored.
       data: examples to train on, or None: the k-means start is what is written.
       steps: training steps.
@@ -41,6 +43,7 @@ class Request:
     group_size: GroupSize = None
     initializer: str = "kmeans"
     skip: tuple[str, ...] = ()
+    recognize: bool = False
     float_weights: str = "int8"
     data: str | None = None
     steps: int = 500
@@ -60,6 +63,7 @@ class Request:
             group_size=group_size_of(values.group_size),
             initializer=values.initializer,
             skip=tuple(values.skip),
+            recognize=values.recognize,
             float_weights=values.float_weights,
             data=values.data,
             steps=values.steps,
@@ -115,6 +119,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "regular expression of layer names to leave as they are; may be repeated",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "recognize",
+        False,
+        "pack layers whose weights are ternary or binary already, exactly, and leave all others "
+        "in float; no training",
+        flag_values=values,
+    )
     choice(
         "float_weights",
         "int8",
@@ -163,10 +174,17 @@ def run(request: Request) -> None:
         )
         make_batch = make_batches(model, training)
 
-    from tfmot_ternary.apply import quantize_apply
+    if request.recognize:
+        from tfmot_ternary.freezing import freeze
 
-    print(f"quantize: {request.weights}, {request.initializer} scales per {_unit(request)}")
-    student = quantize_apply(model, _scheme(request))
+        print("recognize")
+        student = freeze(model, request.weight_format, recognize=True)
+        request = dataclasses.replace(request, weight_format=None)  # it is in the layers now
+    else:
+        from tfmot_ternary.apply import quantize_apply
+
+        print(f"quantize: {request.weights}, {request.initializer} scales per {_unit(request)}")
+        student = quantize_apply(model, _scheme(request))
     if training is not None:
         checkpoint = _checkpoint(student, training, request)
         recovery.train(student, model, make_batch, training, checkpoint)
@@ -180,6 +198,10 @@ def run(request: Request) -> None:
 
 def _check(request: Request) -> None:
     allowed = {"ternary": (None, "t2", "t5"), "binary": (None, "b1")}[request.weights]
+    if request.recognize and request.data is not None:
+        raise ValueError(
+            f"expected no data with recognize (weights stay as they are), got {request.data!r}"
+        )
     if request.weight_format not in allowed:
         raise ValueError(
             f"expected format {' or '.join(f for f in allowed if f)} for {request.weights} "
