@@ -221,38 +221,29 @@ def _granularity(seeds: int, read: Read) -> list[dict[str, Any]]:
 
 
 def _losses(seeds: int, read: Read) -> list[dict[str, Any]]:
-    return _tables(
-        *(
-            _settings_table(
-                f"Loss: {TITLES[subject]}, {steps} steps",
-                subject,
-                {
-                    name: _seeded(seeds, subject, steps=steps, **change)
-                    for name, change in runs.LOSSES.items()
-                },
-                read,
-            )
-            for subject, steps in (("lm", runs.SHORT), ("vlm", runs.MEDIUM))
-        )
-    )
+    rows = {
+        name: _seeded(seeds, "lm", steps=runs.SHORT, **change)
+        for name, change in runs.LOSSES.items()
+    }
+    title = f"Loss: {TITLES['lm']}, {runs.SHORT} steps"
+    return _tables(_settings_table(title, "lm", rows, read))
 
 
 def _importance(seeds: int, read: Read) -> list[dict[str, Any]]:
     kinds = {None: "plain", "activations": "squared activations", "gradients": "squared gradients"}
-    cases = (("lm", runs.EARLY), ("lm", runs.SHORT), ("vlm", runs.MEDIUM))
     return _tables(
         *(
             _settings_table(
-                f"Importance: {TITLES[subject]}, {steps} steps",
-                subject,
+                f"Importance: {TITLES['lm']}, {steps} steps",
+                "lm",
                 {
-                    name: _seeded(seeds, subject, steps=steps, importance=kind)
+                    name: _seeded(seeds, "lm", steps=steps, importance=kind)
                     for kind, name in kinds.items()
                 },
                 read,
                 before=True,
             )
-            for subject, steps in cases
+            for steps in (runs.EARLY, runs.SHORT)
         )
     )
 
