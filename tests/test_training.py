@@ -614,3 +614,29 @@ def test_gradual_errors(keras: Any) -> None:
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="quantize_apply"):
         model.fit(x, y, verbose=0, callbacks=[tt.GradualQuantization(10)])
+
+
+@pytest.mark.parametrize("levels", [3, 2])
+@pytest.mark.parametrize("k", [12, 70_000])  # 70,000 weights: the fused form
+def test_gradients_of_a_blend(levels: int, k: int) -> None:
+    """(1 - f) w + f q(w): all of the gradient goes to w, the share f of it to the scale."""
+    rng = np.random.default_rng(SEED)
+    w = rng.standard_normal((1, k)).astype(np.float32)
+    dy = rng.standard_normal((1, k)).astype(np.float32)
+    scale, fraction = np.full((1, 1), 0.8, np.float32), np.float32(0.25)
+    magnitude = np.abs(w) > 0.4
+    code = np.where(w >= 0, 1, -1) if levels == 2 else np.sign(w) * magnitude
+
+    @tf.function
+    def run() -> Any:
+        w_, scale_ = tf.constant(w), tf.constant(scale)
+        with tf.GradientTape() as tape:
+            tape.watch([w_, scale_])
+            value = straight_through.straight_through(w_, scale_, levels, fraction=fraction)
+        return value, *tape.gradient(value, [w_, scale_], tf.constant(dy))
+
+    value, dw, da = (x.numpy() for x in run())
+    np.testing.assert_allclose(value, 0.75 * w + 0.25 * code * scale, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(dw, dy)
+    # A float32 sum of up to 70,000 terms of size 1 in another order.
+    np.testing.assert_allclose(da, [[0.25 * (dy * code).sum(dtype=np.float64)]], atol=1e-2)

@@ -203,21 +203,12 @@ def _tables(*made: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _granularity(seeds: int, read: Read) -> list[dict[str, Any]]:
-    return _tables(
-        *(
-            _settings_table(
-                f"Granularity: {TITLES[subject]}, {steps} steps",
-                subject,
-                {
-                    name: _seeded(seeds, subject, steps=steps, group_size=group_size)
-                    for group_size, name in GRANULARITIES.items()
-                },
-                read,
-                before=True,
-            )
-            for subject, steps in (("lm", runs.SHORT), ("vlm", runs.MEDIUM))
-        )
-    )
+    rows = {
+        name: _seeded(seeds, "lm", steps=runs.SHORT, group_size=group_size)
+        for group_size, name in GRANULARITIES.items()
+    }
+    title = f"Granularity: {TITLES['lm']}, {runs.SHORT} steps"
+    return _tables(_settings_table(title, "lm", rows, read, before=True))
 
 
 def _losses(seeds: int, read: Read) -> list[dict[str, Any]]:
