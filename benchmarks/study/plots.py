@@ -37,8 +37,9 @@ def _axes(count: int) -> tuple[Any, Any]:
 def _error_bar(axis: Any, x: Any, values: list[list[float]], **style: Any) -> None:
     """Means with bars over the range of the seeds."""
     means = [float(np.mean(v)) for v in values]
-    below = [m - min(v) for m, v in zip(means, values, strict=True)]
-    above = [max(v) - m for m, v in zip(means, values, strict=True)]
+    # A mean of equal values may be a rounding off.
+    below = [max(0.0, m - min(v)) for m, v in zip(means, values, strict=True)]
+    above = [max(0.0, max(v) - m) for m, v in zip(means, values, strict=True)]
     axis.errorbar(x, means, [below, above], capsize=2, **style)
 
 
