@@ -270,12 +270,10 @@ def _comparison(seeds: int, read: Read) -> list[dict[str, Any]]:
             perplexity = _values(read, wanted, "deployed", "perplexity")
             accuracy = [100 * v for v in _values(read, wanted, "deployed", "accuracy")]
             size = _values(read, wanted, "deployed", "file_bytes")
-            start = _values(read, wanted, "before", "perplexity") if wanted[0].levels else []
             rows.append(
                 [
                     name,
                     f"{size[0] / 1e3:,.0f}" if size else "-",
-                    spread(start, digits),
                     spread(perplexity, digits),
                     spread([p / original[0] for p in perplexity], 4),
                     spread(accuracy, 2),
@@ -287,8 +285,7 @@ def _comparison(seeds: int, read: Read) -> list[dict[str, Any]]:
                 "title": f"Versions: {title}, test data, through LiteRT",
                 "subject": subject,
                 "header": [
-                    "version", "file kB", "before training", "perplexity", "over float",
-                    "accuracy %",
+                    "version", "file kB", "perplexity", "over float", "accuracy %",
                 ],
                 "rows": rows,
                 "points": points,
