@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
+
+from tfmot_ternary.demo.report import save_figure
 
 
 def draw(folder: pathlib.Path, tables: dict[str, list[dict[str, Any]]]) -> None:
@@ -24,7 +25,7 @@ def draw(folder: pathlib.Path, tables: dict[str, list[dict[str, Any]]]) -> None:
     }
     for name, (draw_one, group) in drawn.items():
         if group:
-            _save(draw_one(group), folder / f"{name}.png")
+            save_figure(draw_one(group), folder / f"{name}.png")
 
 
 def _axes(count: int) -> tuple[Any, Any]:
@@ -90,13 +91,3 @@ def _versions(group: list[dict[str, Any]]) -> Any:
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=8)
     return figure
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-    from matplotlib import pyplot
-
-    figure.tight_layout()
-    temporary = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
-    os.replace(temporary, path)

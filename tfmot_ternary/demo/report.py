@@ -214,7 +214,7 @@ def _plot(folder: pathlib.Path, variants: Sequence[Variant], started: Sequence[V
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle("Quality against size, held-out scenes")
-    _save(figure, folder / "quality.png")
+    save_figure(figure, folder / "quality.png")
 
     _bars(
         folder / "speed.png",
@@ -254,10 +254,11 @@ def _bars(
         axis.set_ylabel(label)
         axis.tick_params(axis="x", rotation=20)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
+def save_figure(figure: Any, path: pathlib.Path) -> None:
+    """Writes a figure as PNG, under a temporary name first, and closes it."""
     from matplotlib import pyplot
 
     figure.tight_layout()
