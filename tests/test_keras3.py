@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import causal_lms
 import keras
 import keras3_models
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfmot_ternary import keras3, packing
+from tfmot_ternary.freezing import freeze
 from tfmot_ternary.keras3_structure import nested_layers
 from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
 
@@ -182,6 +185,21 @@ def test_keras_files_round_trip(make, tmp_path):
     if make == "mixed":  # the optimizer came along, with its moments of the scales
         assert len(again.optimizer.variables) == len(model.optimizer.variables)
         again.fit(inputs, np.zeros((len(inputs), 1)), verbose=0)
+
+
+def test_presets_load_as_their_own_class_after_a_model_was_frozen():
+    # KerasHub's from_preset takes one of all registered classes that have a preset's backbone, in
+    # the order of a set: with a second such class the outcome would differ from run to run.
+    frozen = freeze(keras3.quantize(causal_lms.pali_gemma(), TernaryScheme()))
+    assert isinstance(frozen, keras_hub.models.PaliGemmaCausalLM)
+    fitting = {
+        cls
+        for cls in keras.saving.get_custom_objects().values()
+        if isinstance(cls, type)
+        and issubclass(cls, keras_hub.models.CausalLM)
+        and cls.backbone_cls is keras_hub.models.PaliGemmaBackbone
+    }
+    assert fitting == {keras_hub.models.PaliGemmaCausalLM}
 
 
 def test_mixed_precision_quantizes_the_float32_values():

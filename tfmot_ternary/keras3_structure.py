@@ -157,7 +157,9 @@ class RestructuredModel:
 
 @functools.cache
 def _restructured_class(marker: type, base: type) -> type:
-    members = {"__module__": marker.__module__, "changed_from": base}
+    # KerasHub's from_preset takes any registered subclass of a task that has the preset's backbone:
+    # without a backbone_cls of its own this class is not one of them.
+    members = {"__module__": marker.__module__, "changed_from": base, "backbone_cls": None}
     cls = type(marker.__name__, (marker, base), members)
     # Any of these classes loads any file of its kind: the config names the float model's class.
     return keras.saving.register_keras_serializable("tfmot_ternary", marker.__name__)(cls)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfmot_ternary import op_arithmetic, packing
+from tfmot_ternary.composite import composite
 
 __all__ = ["conv2d", "embedding_lookup", "fully_connected", "unpack"]
 
@@ -215,7 +215,7 @@ def _fully_connected_composite(
         shape = tf.concat([tf.shape(x)[:-1], [packed.shape[0]]], axis=0)
         return tf.reshape(y, shape)
 
-    return _composite("fully_connected", options, body)
+    return composite("fully_connected", options, body)
 
 
 @functools.cache
@@ -267,7 +267,7 @@ def _conv2d_composite(
             y = op_arithmetic.scaled_product(patches, codes, scales, group_size, scale_x)
         return op_arithmetic.epilogue(y, bias, activation, finite)
 
-    return _composite("conv2d", options, body)
+    return composite("conv2d", options, body)
 
 
 @functools.cache
@@ -282,7 +282,7 @@ def _embedding_lookup_composite(weight_format: str, group_size: int, k: int) -> 
         values = op_arithmetic.dequantize(rows, row_scales, group_size)
         return tf.reshape(values, tf.concat([tf.shape(ids), [k]], axis=0))
 
-    return _composite("embedding_lookup", options, body)
+    return composite("embedding_lookup", options, body)
 
 
 @functools.cache
@@ -294,25 +294,7 @@ def _unpack_composite(weight_format: str, group_size: int, k: int) -> Any:
             op_arithmetic.codes_of(packed, k, weight_format), scales, group_size
         )
 
-    return _composite("unpack", options, body)
-
-
-def _composite(name: str, options: dict[str, Any], body: Callable[..., tf.Tensor]) -> Any:
-    """A tf.function that TF Lite's converter fuses into the operator `tfmot_ternary.<name>`."""
-    fields = [f'name: "tfmot_ternary.{name}"', _attribute("tfl_fusable_op", True)]
-    fields += [_attribute(key, value) for key, value in options.items()]
-    return tf.function(body, experimental_implements=" ".join(fields), autograph=False)
-
-
-def _attribute(key: str, value: str | int | bool) -> str:
-    """One attribute in the text form of a NameAttrList."""
-    if isinstance(value, bool):
-        text = f"b: {str(value).lower()}"
-    elif isinstance(value, int):
-        text = f"i: {value}"
-    else:
-        text = f's: "{value}"'
-    return f'attr {{ key: "{key}" value {{ {text} }} }}'
+    return composite("unpack", options, body)
 
 
 # Checks.
