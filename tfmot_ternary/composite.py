@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 
-
 Option = str | int | float | bool
 
 
