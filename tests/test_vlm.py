@@ -428,7 +428,7 @@ def edited(float_path, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(format_version=99), "format_version 1, got 99"),
+        (lambda r: r.update(format_version=99), "format_version 2, got 99"),
         (lambda r: r.pop("format_version"), "JSON record with format_version"),
         (lambda r: r.pop("image"), "metadata fields"),
         (lambda r: r.update(colour="red"), "metadata fields"),

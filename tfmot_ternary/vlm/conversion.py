@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -83,11 +84,16 @@ def convert_causal_lm(
     metadata = CausalLMMetadata(
         family=family.name,
         vocabulary_size=int(causal_lm.backbone.vocabulary_size),
+        prefill_lengths=[prefill_length],
+        chunked=False,
         prefill_length=prefill_length,
         cache_length=cache_length,
+        cache_type="float32",
+        cache_bytes=4 * layers * math.prod(cache_shape),
         cache_layers=layers,
         cache_shape=[batch, *cache_shape],
         tokenizer=TokenizerSpec(
+            kind="sentencepiece",
             file=tokenizer_file,
             vocabulary_size=int(tokenizer.vocabulary_size()),
             bos_id=int(tokenizer.start_token_id) if family.adds_start_token else None,

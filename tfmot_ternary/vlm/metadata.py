@@ -13,7 +13,16 @@ import numpy as np
 from tfmot_ternary import model_file
 
 NAME = "tfmot_ternary.causal_lm"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+# Names of the signatures in the file.
+DECODE = "decode"
+ENCODE_IMAGE = "encode_image"
+
+
+def prefill_name(length: int) -> str:
+    """Returns the name of the signature that takes `length` token ids."""
+    return f"prefill_{length}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +55,16 @@ class TokenizerSpec:
     """The tokenizer beside the model.
 
     Attributes:
-      file: name of the SentencePiece file, in the folder of the `.tflite`.
+      kind: "sentencepiece" or "byte_pair".
+      file: name of its file, in the folder of the `.tflite`: `<stem>.spm` (SentencePiece) or
+        `<stem>.tokenizer.json` (byte-pair).
       vocabulary_size: pieces in it; at most the model's `vocabulary_size`.
       bos_id: id put in front of every prompt, or None.
       eos_ids: ids that end a generation; the first one also ends an answer in scoring.
-      pad_id: id that fills a prompt up to `prefill_length`.
+      pad_id: id that fills a chunk of the prompt up to its prefill length.
     """
 
+    kind: str
     file: str
     vocabulary_size: int
     bos_id: int | None
@@ -62,15 +74,18 @@ class TokenizerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class CausalLMMetadata:
-    """Everything that generation needs beside the two signatures.
+    """Everything that generation needs beside the signatures.
 
     Attributes:
       family: "pali_gemma" or "text" (no image input).
       vocabulary_size: width of the logits.
-      prefill_length: token ids that the `prefill` signature takes (padded).
+      prefill_lengths: token ids that the signatures `prefill_<length>` take, ascending.
+      chunked: whether a prompt may go through several prefill calls, one chunk after the other
+        (`tokens`, `position`, `length`); otherwise it goes through one call, from position 0
+        (`features` of an image, `tokens`, `length`).
       cache_length: positions of the KV cache: image, prompt and generated tokens.
-      cache_layers: layers with a cache: the signatures' inputs and outputs `cache_0`, `cache_1`...
-      cache_shape: shape of each, float32 [1, 2 (keys, values), cache_length, heads, head size].
+      cache_type: how the cache is stored: "float32", "float16" or "int8".
+      cache_bytes: memory of the cache of all layers, for one interpreter.
       tokenizer: the tokenizer beside the model.
       image: image preprocessing, or None for a text model.
       format_version: version of this record.
@@ -78,13 +93,18 @@ class CausalLMMetadata:
 
     family: str
     vocabulary_size: int
-    prefill_length: int
+    prefill_lengths: list[int]
+    chunked: bool
     cache_length: int
-    cache_layers: int
-    cache_shape: list[int]
+    cache_type: str
+    cache_bytes: int
     tokenizer: TokenizerSpec
     image: ImageSpec | None
     format_version: int = FORMAT_VERSION
+    # Of the signatures that carry the cache through their inputs, until nothing reads them.
+    prefill_length: int = 0
+    cache_layers: int = 0
+    cache_shape: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def image_sequence_length(self) -> int:
