@@ -19,6 +19,7 @@ ALLOWED = {
     "kmeans": set(),
     "kernel_layout": set(),
     "runtime": set(),
+    "op_times": {"runtime"},
     "recognition": {"packing"},
     "keras_ternary": {"packing"},
     "importance": set(),

@@ -5,6 +5,7 @@
 
 #include "custom_ops/kernels/cpu.h"
 #include "custom_ops/tflite/int_array.h"
+#include "custom_ops/tflite/op_times.h"
 #include "custom_ops/tflite/tensor_shape.h"
 #include "custom_ops/tflite/thread_pools.h"
 
@@ -184,6 +185,7 @@ TfLiteStatus PrepareOp(const Op& op, TfLiteContext* context, TfLiteNode* node, O
 }
 
 TfLiteStatus EvalOp(const Op& op, TfLiteContext* context, TfLiteNode* node, OpState* state) {
+  const OpTimer timer(op.name);
   OpCall call(context, node, state);
   return call.CheckShapes() && op.eval(&call) ? kTfLiteOk : Report(op, context, *call.error());
 }

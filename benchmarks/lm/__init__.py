@@ -1,0 +1,1 @@
+"""Whole language models: ours against llama.cpp and LiteRT (`python -m benchmarks.bench_lm`)."""
