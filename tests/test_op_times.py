@@ -55,11 +55,18 @@ def test_nothing_is_counted_before_behind_and_twice(interpreter):
     assert [record.name for record in second] == []
 
 
-def test_times_stay_with_the_ops_of_an_error(interpreter):
-    with pytest.raises(KeyError), op_times() as times:
-        interpreter.invoke()
-        raise KeyError
-    assert [record.calls for record in times] == [1]
+def test_an_error_ends_the_counting(interpreter):
+    def fail(times):
+        with op_times() as own:
+            interpreter.invoke()
+            times.append(own)
+            raise KeyError
+
+    counted = []
+    with pytest.raises(KeyError):
+        fail(counted)
+    interpreter.invoke()
+    assert [record.calls for record in counted[0]] == [1]
 
 
 def test_it_needs_no_tensorflow():
