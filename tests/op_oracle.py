@@ -7,7 +7,13 @@ from model_builder import ModelBuilder
 
 from tfmot_ternary import packing
 
-CODES = {"t2": (-1, 0, 1), "t5": (-1, 0, 1), "b1": (-1, 1)}
+CODES = {
+    "t2": (-1, 0, 1),
+    "t5": (-1, 0, 1),
+    "b1": (-1, 1),
+    "i8": range(-128, 128),
+    "i4": range(-8, 8),
+}
 
 
 def random_codes(rng: np.random.Generator, n: int, k: int, weight_format: str) -> np.ndarray:

@@ -16,6 +16,7 @@ PACKAGE = pathlib.Path(tfmot_ternary.__file__).parent
 # Module -> the modules of ours that it may import. `vlm`, `demo` and `cli` sit on top of all.
 ALLOWED = {
     "packing": set(),
+    "integer_weights": {"packing"},
     "kmeans": set(),
     "kernel_layout": set(),
     "runtime": set(),

@@ -11,7 +11,7 @@ from flatbuffers import flexbuffers
 from tfmot_ternary import model_file, op_arithmetic, ops, packing, runtime
 from tfmot_ternary.conversion import convert_functions
 
-FORMATS = ["t2", "t5", "b1"]
+FORMATS = ["t2", "t5", "b1", "i8", "i4"]
 GROUP_SIZES = ["tensor", 0, 32, 256]
 
 
@@ -110,13 +110,15 @@ def test_rows_that_are_not_finite_give_nan():
     np.testing.assert_array_equal(got, expected)
 
 
-def test_sums_beyond_the_exact_range_of_float32():
-    k = op_arithmetic.MAX_EXACT_K + 3
-    codes = np.ones((2, k), np.int8)
+@pytest.mark.parametrize(("weight_format", "code"), [("t2", 1), ("i8", -128), ("i4", -8)])
+def test_sums_beyond_the_exact_range_of_float32(weight_format, code):
+    k = 2 * op_arithmetic.max_exact_k(weight_format) + 3
+    codes = np.full((2, k), code, np.int8)
     codes[1, -1] = -1
     x = np.full((1, k), 5.0, np.float32)  # every q is 127: the sum is above 2^24
     scales = np.ones(2, np.float32)
-    got = ops.fully_connected(x, packing.pack(codes, "t2"), scales, weight_format="t2")
+    packed = packing.pack(codes, weight_format)
+    got = ops.fully_connected(x, packed, scales, weight_format=weight_format)
     np.testing.assert_array_equal(got.numpy(), op_oracle.fully_connected(x, codes, scales))
 
 
@@ -185,7 +187,7 @@ def test_embedding_lookup_takes_rows_of_unpack(group_size):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight_format": "t3"}, "weight_format to be one of t2, t5, b1, got 't3'"),
+        ({"weight_format": "t3"}, "weight_format to be one of t2, t5, b1, i8, i4, got 't3'"),
         ({"activation": "gelu"}, "activation to be one of none, relu, relu6, got 'gelu'"),
         ({"activations": "int4"}, "activations to be one of int8, float32, got 'int4'"),
         ({"x": np.zeros((2, 60), np.float32)}, r"packed weights uint8 \[n, 16\] for k = 60"),

@@ -14,7 +14,14 @@ from tfmot_ternary import packing
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 SIGNS = {"-": -1, "0": 0, "+": 1}
-FORMATS = ("t2", "t5", "b1")
+FORMATS = ("t2", "t5", "b1", "i8", "i4")
+VALUES = {
+    "t2": (-1, 0, 1),
+    "t5": (-1, 0, 1),
+    "b1": (-1, 1),
+    "i8": range(-128, 128),
+    "i4": range(-8, 8),
+}
 # Around blocks (256, 320, 512), short blocks and groups.
 EDGES = (128, 256, 320, 512, 640, 1024, 2048)
 LENGTHS = (*range(1, 70), *(k + step for k in EDGES for step in (-1, 0, 1)))
@@ -22,8 +29,7 @@ LENGTHS = (*range(1, 70), *(k + step for k in EDGES for step in (-1, 0, 1)))
 
 def random_codes(n: int, k: int, weight_format: str, seed: int = 3) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    values = (-1, 1) if weight_format == "b1" else (-1, 0, 1)
-    return rng.choice(np.array(values, np.int8), (n, k))
+    return rng.choice(np.array(VALUES[weight_format], np.int8), (n, k))
 
 
 def golden_rows() -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -71,7 +77,7 @@ def test_bits_per_weight_of_the_document():
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
     assert len(rows) == 4
     for k, *bits in rows:
-        for weight_format, stated in zip(FORMATS, bits, strict=True):
+        for weight_format, stated in zip(FORMATS[:3], bits, strict=True):
             assert round(packing.bits_per_weight(int(k), weight_format), 3) == float(stated)
 
 
@@ -123,6 +129,13 @@ def test_rows_are_packed_alone():
         (np.zeros((2, 2), np.float32), "t2", "expected integer codes, got float32"),
         (np.array([[0, 1], [2, 0]]), "t5", "got 2 at row 1, column 0"),
         (np.array([[0, -128]], np.int8), "t2", "got -128 at row 0, column 1"),
+        (np.array([[0, 3]], np.uint8), "b1", r"expected b1 codes of -1, \+1, got 0 at row 0"),
+        (np.array([[127, 128]]), "i8", "expected i8 codes of -128 to 127, got 128 at row 0"),
+        (
+            np.array([[7], [-8], [-9]]),
+            "i4",
+            "expected i4 codes of -8 to 7, got -9 at row 2",
+        ),
         (np.zeros((1, 1), np.int8), "t3", "expected a weight format of"),
     ],
 )
@@ -158,6 +171,28 @@ def test_every_invalid_t2_byte_is_refused():
         else:
             codes = packing.unpack(packed, 16, "t2")
             assert codes[0, ::4].tolist() == [pair - 1 for pair in pairs]
+
+
+@pytest.mark.parametrize(("weight_format", "offset"), [("i8", 128), ("i4", 8)])
+def test_integer_digits(weight_format: str, offset: int):
+    # Every byte is valid: digit = code + offset, the first weight in the low digit.
+    packed = np.arange(256, dtype=np.uint8)[:, None] * np.ones(4, np.uint8)
+    k = 4 * packing.FORMATS[weight_format].fields
+    codes = packing.unpack(packed, k, weight_format)
+    digits = codes.astype(int) + offset
+    assert (digits[:, :4] + 2 * offset * (digits[:, 4:] if k > 4 else 0) == packed).all()
+    np.testing.assert_array_equal(packing.pack(codes, weight_format), packed)
+
+
+def test_pieces_of_rows_are_one_matrix(monkeypatch):
+    codes = random_codes(7, 130, "t5")
+    whole = packing.pack(codes, "t5")
+    monkeypatch.setattr(packing, "_PIECE_WEIGHTS", 300)
+    np.testing.assert_array_equal(packing.pack(codes, "t5"), whole)
+    np.testing.assert_array_equal(packing.unpack(whole, 130, "t5"), codes)
+    codes[5, 3] = 2
+    with pytest.raises(ValueError, match="got 2 at row 5, column 3"):
+        packing.pack(codes, "t5")
 
 
 def test_scale_shapes():

@@ -44,9 +44,9 @@ def freeze(
       ValueError: no quantized (or recognized) layer in it, a model that is frozen already, an
         unknown format, or a scale or kernel that is not finite.
     """
-    if weight_format is not None and weight_format not in list(packing.FORMATS):
+    if weight_format is not None and weight_format not in list(packing.SCHEME_FORMATS):
         raise ValueError(
-            f"expected weight_format None or out of {sorted(packing.FORMATS)}, got "
+            f"expected weight_format None or out of {sorted(packing.SCHEME_FORMATS)}, got "
             f"{weight_format!r}"
         )
     if activations not in ops.ACTIVATION_TYPES:

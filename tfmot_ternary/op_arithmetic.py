@@ -1,9 +1,10 @@
 """The arithmetic of the operators, in TensorFlow: the bodies behind the composites of `ops`.
 
 Rows are quantized to int8 in float32 arithmetic: products and sums of the integers are exact in a
-float32 matrix product as long as 127 * k <= 2^24, and longer sums are cut into exact pieces that
-are added as int32, so no order of summation changes a bit. Grappler may rewrite what is equal in
-exact arithmetic; where that would change a bit, a comment says how it is kept from it.
+float32 matrix product as long as 127 * k * (largest code) <= 2^24, and longer sums are cut into
+exact pieces that are added as int32, so no order of summation changes a bit. Grappler may rewrite
+what is equal in exact arithmetic; where that would change a bit, a comment says how it is kept from
+it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[tf.Tensor], tf.Tensor] | None] = {
     "relu": tf.nn.relu,
     "relu6": tf.nn.relu6,
 }
-# Longest sum of int8 * {-1, 0, 1} products whose partial sums are all integers that float32 holds.
-MAX_EXACT_K = (1 << 24) // 127
+
+
+def max_exact_k(weight_format: str) -> int:
+    """Longest sum of products q * code whose partial sums are all integers that float32 holds."""
+    fmt = packing.FORMATS[weight_format]
+    return (1 << 24) // (127 * max(-fmt.lowest, fmt.highest))
 
 
 def codes_of(packed: tf.Tensor, k: int, weight_format: str) -> tf.Tensor:
-    """uint8 [rows, row_bytes] -> float32 [rows, k] of -1, 0, +1 (g3doc/packing.md); static k."""
+    """uint8 [rows, row_bytes] -> float32 codes [rows, k] (g3doc/packing.md); static k."""
     fields = packing.FORMATS[weight_format].fields
     rows = tf.shape(packed)[0]
     full = k // (64 * fields)
@@ -43,18 +48,21 @@ def codes_of(packed: tf.Tensor, k: int, weight_format: str) -> tf.Tensor:
 
 def _digits(blocks: tf.Tensor, weight_format: str) -> tf.Tensor:
     """uint8 [rows, blocks, 1, bytes] -> float32 weights [rows, blocks, fields, bytes]."""
-    fields = packing.FORMATS[weight_format].fields
+    fmt = packing.FORMATS[weight_format]
+    fields = fmt.fields
     if weight_format == "t5":
         powers = tf.constant([[3**f] for f in range(fields)], tf.int32)
         digits = tf.cast(blocks, tf.int32) // powers % 3
         return tf.cast(digits - 1, tf.float32)
+    if fields == 1:
+        return tf.cast(blocks, tf.float32) + float(fmt.lowest)
     bits = 8 // fields
     shifts = tf.constant([[bits * f] for f in range(fields)], tf.uint8)
     digits = tf.bitwise.bitwise_and(
         tf.bitwise.right_shift(blocks, shifts), tf.constant((1 << bits) - 1, tf.uint8)
     )
     values = tf.cast(digits, tf.float32)
-    return 2.0 * values - 1.0 if weight_format == "b1" else values - 1.0
+    return (values if fmt.step == 1 else fmt.step * values) + float(fmt.lowest)
 
 
 def dequantize(codes: tf.Tensor, scales: tf.Tensor, group_size: int) -> tf.Tensor:
@@ -91,33 +99,41 @@ def joint_scale(scale_x: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
     return tf.math.multiply_no_nan(scale_x, scales)
 
 
-def _exact_product(q: tf.Tensor, codes: tf.Tensor) -> tf.Tensor:
+def _exact_product(q: tf.Tensor, codes: tf.Tensor, exact_k: int) -> tf.Tensor:
     """float(int32 sum of q * codes) [..., n] for q [..., k] and codes [n, k], whatever k."""
     k = codes.shape[1]
-    if k <= MAX_EXACT_K:
+    if k <= exact_k:
         return as_integers(tf.matmul(q, codes, transpose_b=True))
     total = tf.zeros([], tf.int32)
-    for start in range(0, k, MAX_EXACT_K):
-        piece = slice(start, min(start + MAX_EXACT_K, k))
+    for start in range(0, k, exact_k):
+        piece = slice(start, min(start + exact_k, k))
         product = tf.matmul(q[..., piece], codes[:, piece], transpose_b=True)
         total = total + tf.cast(product, tf.int32)
     return tf.cast(total, tf.float32)
 
 
 def scaled_product(
-    q: tf.Tensor, codes: tf.Tensor, scales: tf.Tensor, group_size: int, scale_x: tf.Tensor
+    q: tf.Tensor,
+    codes: tf.Tensor,
+    scales: tf.Tensor,
+    group_size: int,
+    scale_x: tf.Tensor,
+    exact_k: int,
 ) -> tf.Tensor:
-    """The int8 product [..., n] with both scales applied; groups are added in ascending order."""
+    """The int8 product [..., n] with both scales applied; groups are added in ascending order.
+
+    exact_k: `max_exact_k` of the codes' format; a group (256 weights at most) is never longer.
+    """
     if q.shape.rank > 2:  # conv2d patches [b, oh, ow, k] against codes [n, k]
         shape = tf.shape(q)
         flat = tf.reshape(q, [-1, codes.shape[1]])
         per_image = tf.reshape(
             tf.broadcast_to(scale_x, tf.concat([shape[:-1], [1]], axis=0)), [-1, 1]
         )
-        y = scaled_product(flat, codes, scales, group_size, per_image)
+        y = scaled_product(flat, codes, scales, group_size, per_image, exact_k)
         return tf.reshape(y, tf.concat([shape[:-1], [codes.shape[0]]], axis=0))
     if not group_size:
-        return _exact_product(q, codes) * joint_scale(scale_x, scales)
+        return _exact_product(q, codes, exact_k) * joint_scale(scale_x, scales)
     k, n = codes.shape[1], codes.shape[0]
     groups = -(-k // group_size)
     padding = [[0, 0], [0, groups * group_size - k]]

@@ -23,8 +23,8 @@ from tfmot_ternary.composite import composite
 __all__ = ["conv2d", "embedding_lookup", "fully_connected", "unpack"]
 
 ACTIVATION_TYPES = ("int8", "float32")
-# The operators' limit (kMaxK in custom_ops/kernels/format.h): sums stay inside int32 with room.
-MAX_K = 1 << 22
+# The operators' limit (MaxK in custom_ops/kernels/format.h): sums stay inside int32.
+MAX_K = {"t2": 1 << 22, "t5": 1 << 22, "b1": 1 << 22, "i8": 1 << 17, "i4": 1 << 20}
 
 
 @tf.autograph.experimental.do_not_convert
@@ -46,7 +46,7 @@ def fully_connected(
       packed: uint8 [n, row_bytes(k)], see `packing.pack`.
       scales: float32 [1] (per tensor), [n] (per channel) or [n, ceil(k / group_size)].
       bias: float32 [n] or None.
-      weight_format: "t2", "t5" or "b1".
+      weight_format: "t2", "t5", "b1", "i8" or "i4".
       group_size: 0 for scales per tensor or channel, else 32, 64, 128 or 256.
       activation: "none", "relu" or "relu6", applied last.
       activations: "int8" quantizes each row of x to int8 (symmetric, one scale a row) as the
@@ -205,7 +205,9 @@ def _fully_connected_composite(
         codes = op_arithmetic.codes_of(packed, k, weight_format)
         if activations == "int8":
             q, scale_x, finite = op_arithmetic.quantize(rows, axes=[1])
-            y = op_arithmetic.scaled_product(q, codes, scales, group_size, scale_x)
+            y = op_arithmetic.scaled_product(
+                q, codes, scales, group_size, scale_x, op_arithmetic.max_exact_k(weight_format)
+            )
         else:
             finite = None
             y = tf.matmul(
@@ -252,7 +254,8 @@ def _conv2d_composite(
             y = convolve(x, op_arithmetic.dequantize(codes, scales, group_size))
             return op_arithmetic.epilogue(y, bias, activation, None)
         q, scale_x, finite = op_arithmetic.quantize(x, axes=[1, 2, 3])
-        if not group_size and k <= op_arithmetic.MAX_EXACT_K:
+        exact_k = op_arithmetic.max_exact_k(weight_format)
+        if not group_size and k <= exact_k:
             y = op_arithmetic.as_integers(convolve(q, codes)) * op_arithmetic.joint_scale(
                 scale_x, scales
             )
@@ -264,7 +267,7 @@ def _conv2d_composite(
                 [1, *dilations, 1],
                 padding,
             )
-            y = op_arithmetic.scaled_product(patches, codes, scales, group_size, scale_x)
+            y = op_arithmetic.scaled_product(patches, codes, scales, group_size, scale_x, exact_k)
         return op_arithmetic.epilogue(y, bias, activation, finite)
 
     return composite("conv2d", options, body)
@@ -314,8 +317,11 @@ def _check_weights(
     packed: tf.Tensor, scales: tf.Tensor, k: int, weight_format: str, group_size: int
 ) -> int:
     """Checks static shapes; returns n."""
-    if not 1 <= k <= MAX_K:
-        raise ValueError(f"expected 1 <= k <= {MAX_K} (the operators' limit), got k = {k}")
+    max_k = MAX_K[weight_format]
+    if not 1 <= k <= max_k:
+        raise ValueError(
+            f"expected 1 <= k <= {max_k} (the operators' limit for {weight_format}), got k = {k}"
+        )
     row_bytes = packing.row_bytes(k, weight_format)
     if packed.shape.rank != 2 or packed.shape[1] != row_bytes or packed.shape[0] is None:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Packed weights: the wire formats t2, t5 and b1 (normative text: g3doc/packing.md).
+"""Packed weights: the wire formats t2, t5, b1, i8 and i4 (normative text: g3doc/packing.md).
 
-A matrix of codes W[n, k] is stored row by row. A byte holds F weights (4, 5 or 8); a row is cut
-into blocks of 64 * F weights = 64 bytes, and byte j of a block of s bytes holds the weights j,
-j + s, j + 2s, ... of that block, so that every field of a block is a run of consecutive weights.
+A matrix of codes W[n, k] is stored row by row. A byte holds F weights (1 to 8); a row is cut into
+blocks of 64 * F weights = 64 bytes, and byte j of a block of s bytes holds the weights j, j + s,
+j + 2s, ... of that block, so that every field of a block is a run of consecutive weights.
 NumPy only.
 """
 
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 BLOCK_BYTES = 64
 GROUP_SIZES = (32, 64, 128, 256)
+# Weights that are packed or unpacked at once: the arrays in between stay in a cache.
+_PIECE_WEIGHTS = 1 << 20
 
 # None: one scale per output channel. "tensor": one per weight tensor. An int of GROUP_SIZES: one
 # per that many inputs of a channel.
@@ -26,14 +28,16 @@ GROUP_SIZE_TOKENS = ("channel", "tensor", *map(str, GROUP_SIZES))
 
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
-    """How the codes of one byte are coded.
+    """How the codes of one byte are coded: code = lowest + step * digit.
 
     Attributes:
-      name: the token of the format, "t2", "t5" or "b1".
+      name: the token of the format.
       fields: weights per byte.
-      levels: number of weight values, 3 for {-1, 0, +1} and 2 for {-1, +1}.
+      levels: number of digits.
       base: field f of a byte counts base**f.
       padding: the digit of a weight that fills up the last block.
+      lowest: the code of digit 0.
+      step: what codes lie apart.
     """
 
     name: str
@@ -41,18 +45,38 @@ class WeightFormat:
     levels: int
     base: int
     padding: int
+    lowest: int = -1
+    step: int = 1
 
     @property
     def block_weights(self) -> int:
         """Weights of a full block."""
         return BLOCK_BYTES * self.fields
 
+    @property
+    def highest(self) -> int:
+        """The code of the last digit."""
+        return self.lowest + self.step * (self.levels - 1)
+
+    @property
+    def value_text(self) -> str:
+        """The codes in words, for messages."""
+        if self.levels > 3:
+            return f"{self.lowest} to {self.highest}"
+        return "-1, 0, +1" if self.levels == 3 else "-1, +1"
+
 
 FORMATS: dict[str, WeightFormat] = {
     "t2": WeightFormat("t2", fields=4, levels=3, base=4, padding=1),
     "t5": WeightFormat("t5", fields=5, levels=3, base=3, padding=1),
-    "b1": WeightFormat("b1", fields=8, levels=2, base=2, padding=0),
+    "b1": WeightFormat("b1", fields=8, levels=2, base=2, padding=0, step=2),
+    "i8": WeightFormat("i8", fields=1, levels=256, base=256, padding=128, lowest=-128),
+    "i4": WeightFormat("i4", fields=2, levels=16, base=16, padding=8, lowest=-8),
 }
+# What the layers of a ternary or binary scheme are frozen to.
+SCHEME_FORMATS = ("t2", "t5", "b1")
+# What holds integers of more than three levels (see `integer_weights`).
+INTEGER_FORMATS = ("i8", "i4")
 
 
 def weight_format_of(name: str) -> WeightFormat:
@@ -107,8 +131,9 @@ def pack(codes: npt.ArrayLike, weight_format: str) -> np.ndarray:
     """Packs a matrix of codes.
 
     Args:
-      codes: integers [n, k], n, k >= 1, of {-1, 0, +1} (t2, t5) or {-1, +1} (b1).
-      weight_format: "t2", "t5" or "b1".
+      codes: integers [n, k], n, k >= 1, of {-1, 0, +1} (t2, t5), {-1, +1} (b1), -128 to 127 (i8) or
+        -8 to 7 (i4).
+      weight_format: one of FORMATS.
 
     Returns:
       uint8 [n, row_bytes(k, weight_format)].
@@ -123,18 +148,38 @@ def pack(codes: npt.ArrayLike, weight_format: str) -> np.ndarray:
         raise ValueError(f"expected codes of shape [n, k] with n, k >= 1, got {codes.shape}")
     if codes.dtype.kind not in "iu":
         raise ValueError(f"expected integer codes, got {codes.dtype}")
-    # No abs: it leaves -128 of int8 negative.
-    allowed = (codes == 1) | (codes == -1)
-    if fmt.levels == 3:
-        allowed |= codes == 0
+    n, k = codes.shape
+    packed = np.empty((n, row_bytes(k, weight_format)), np.uint8)
+    for rows in _row_pieces(n, k):
+        _check_codes(codes[rows], fmt, rows.start)
+        packed[rows] = _pack_rows(codes[rows], fmt)
+    return packed
+
+
+def _row_pieces(n: int, k: int) -> list[slice]:
+    """Runs of rows, so that intermediate arrays stay small beside a large matrix."""
+    step = max(1, _PIECE_WEIGHTS // k)
+    return [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+
+
+def _check_codes(codes: np.ndarray, fmt: WeightFormat, first_row: int) -> None:
+    allowed = (codes >= fmt.lowest) & (codes <= fmt.highest)
+    if fmt.step == 2:
+        allowed &= (codes & 1) == 1
     if not allowed.all():
         row, column = (int(i) for i in np.argwhere(~allowed)[0])
         raise ValueError(
-            f"expected {weight_format} codes of {'-1, 0, +1' if fmt.levels == 3 else '-1, +1'},"
-            f" got {codes[row, column]} at row {row}, column {column}"
+            f"expected {fmt.name} codes of {fmt.value_text},"
+            f" got {codes[row, column]} at row {first_row + row}, column {column}"
         )
+
+
+def _pack_rows(codes: np.ndarray, fmt: WeightFormat) -> np.ndarray:
     n, k = codes.shape
-    digits = ((codes + 1) if fmt.levels == 3 else (codes > 0)).astype(np.uint8)
+    # Modulo 256, as every digit is below 256.
+    digits = codes.astype(np.uint8) - np.uint8(fmt.lowest % 256)
+    if fmt.step == 2:
+        digits >>= np.uint8(1)
     full, rest = divmod(k, fmt.block_weights)
     parts = []
     if full:
@@ -150,9 +195,11 @@ def pack(codes: npt.ArrayLike, weight_format: str) -> np.ndarray:
 def _pack_blocks(digits: np.ndarray, size: int, fmt: WeightFormat) -> np.ndarray:
     """Digits [n, blocks * fields * size] -> bytes [n, blocks * size]."""
     n = digits.shape[0]
+    if fmt.fields == 1:
+        return digits
     by_field = digits.reshape(n, -1, fmt.fields, size)
     packed = np.zeros((n, by_field.shape[1], size), np.uint8)
-    for field in reversed(range(fmt.fields)):  # Horner; at most 3**5 - 1 = 242, 255 or 170: a byte
+    for field in reversed(range(fmt.fields)):  # Horner; a byte holds every sum
         packed *= np.uint8(fmt.base)
         packed += by_field[:, :, field]
     return packed.reshape(n, -1)
@@ -164,10 +211,10 @@ def unpack(packed: npt.ArrayLike, k: int, weight_format: str) -> np.ndarray:
     Args:
       packed: uint8 [n, row_bytes(k, weight_format)].
       k: weights per row.
-      weight_format: "t2", "t5" or "b1".
+      weight_format: one of FORMATS.
 
     Returns:
-      int8 [n, k] of -1, 0, +1.
+      int8 [n, k], the codes.
 
     Raises:
       ValueError: wrong shape or type, or a byte that holds no code of the format.
@@ -175,6 +222,13 @@ def unpack(packed: npt.ArrayLike, k: int, weight_format: str) -> np.ndarray:
     fmt = weight_format_of(weight_format)
     packed = np.asarray(packed)
     _check_packed(packed, k, fmt)
+    codes = np.empty((packed.shape[0], k), np.int8)
+    for rows in _row_pieces(packed.shape[0], k):
+        codes[rows] = _unpack_rows(packed[rows], k, fmt)
+    return codes
+
+
+def _unpack_rows(packed: np.ndarray, k: int, fmt: WeightFormat) -> np.ndarray:
     full, rest = divmod(k, fmt.block_weights)
     parts = []
     if full:
@@ -183,16 +237,18 @@ def unpack(packed: npt.ArrayLike, k: int, weight_format: str) -> np.ndarray:
         size = _short_block_bytes(rest, fmt.fields)
         parts.append(_unpack_blocks(packed[:, full * BLOCK_BYTES :], size, fmt)[:, :rest])
     digits = np.concatenate(parts, axis=1)
-    if fmt.levels == 3:
-        return digits - np.int8(1)
-    return digits * np.int8(2) - np.int8(1)
+    if fmt.step == 2:
+        digits *= np.uint8(2)
+    return (digits + np.uint8(fmt.lowest % 256)).view(np.int8)  # modulo 256
 
 
 def _unpack_blocks(packed: np.ndarray, size: int, fmt: WeightFormat) -> np.ndarray:
-    """Bytes [n, blocks * size] -> digits int8 [n, blocks * fields * size]."""
+    """Bytes [n, blocks * size] -> digits uint8 [n, blocks * fields * size]."""
     n = packed.shape[0]
+    if fmt.fields == 1:
+        return packed
     rest = packed.reshape(n, -1, size)
-    digits = np.empty((n, rest.shape[1], fmt.fields, size), np.int8)
+    digits = np.empty((n, rest.shape[1], fmt.fields, size), np.uint8)
     for field in range(fmt.fields):
         rest, digits[:, :, field] = np.divmod(rest, np.uint8(fmt.base))
     return digits.reshape(n, -1)
@@ -282,7 +338,7 @@ class PackedWeights:
       packed: uint8 [n, row_bytes(k, weight_format)].
       scales: float32 of shape scale_shape(n, k, group_size), finite, >= 0.
       k: weights per row.
-      weight_format: "t2", "t5" or "b1".
+      weight_format: one of FORMATS.
       group_size: None (per channel), "tensor" or one of GROUP_SIZES.
 
     Raises:
@@ -335,7 +391,7 @@ class PackedWeights:
         return self.packed.nbytes + self.scales.nbytes
 
     def codes(self) -> np.ndarray:
-        """int8 [n, k] of -1, 0, +1."""
+        """int8 [n, k]."""
         return unpack(self.packed, self.k, self.weight_format)
 
     def dequantize(self) -> np.ndarray:
