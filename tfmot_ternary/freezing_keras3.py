@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfmot_ternary.freezing import nothing_to_freeze, pack_kernel, pack_recognized
 from tfmot_ternary.keras3_layers import is_quantized, layout_of
+from tfmot_ternary.keras3_storage import FloatStorage, float_kernel, head_layout, layer_config
 from tfmot_ternary.keras3_structure import (
     RestructuredModel,
     Structure,
@@ -21,7 +21,8 @@ from tfmot_ternary.keras3_structure import (
 from tfmot_ternary.kernel_layout import KernelLayout
 from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.packed_layers import pack_in_place
-from tfmot_ternary.packing import PackedWeights, row_bytes, scale_shape
+from tfmot_ternary.packing import PackedWeights
+from tfmot_ternary.weight_storage import pack_rows
 
 __all__ = ["FrozenModel", "freeze"]
 
@@ -31,25 +32,18 @@ class FrozenModel(RestructuredModel):
 
     @staticmethod
     def restructure(model: keras.Model, layers: list[dict[str, Any]]) -> None:
-        """Packs the listed layers with zeros; codes and scales are loaded with all weights."""
+        """Packs the listed layers with zeros; codes and scales are loaded with all weights.
+
+        Args:
+          model: a float model, or a skeleton of one: its variables need not be initialized.
+          layers: one dict per layer, see `keras3_storage.layer_config`.
+        """
         nested = list(nested_layers(model))
         for config in layers:
             layer = nested[config["index"]][1]
-            layout = layout_of(layer)
-            weight_format, group_size = config["weight_format"], config["group_size"]
-            weights = PackedWeights(
-                np.zeros((layout.n, row_bytes(layout.k, weight_format)), np.uint8),
-                np.zeros(scale_shape(layout.n, layout.k, group_size), np.float32),
-                layout.k,
-                weight_format,
-                group_size,
-            )
+            packing = {key: config[key] for key in config if key != "index"}
             pack_in_place(
-                layer,
-                float_class(type(layer)),
-                weights,
-                kernel_layout=layout,
-                activations=config["activations"],
+                layer, float_class(type(layer)), kernel_layout=layout_of(layer), **packing
             )
         model.jit_compile = False  # see `packed_layers.pack_in_place`
 
@@ -58,14 +52,20 @@ keras.saving.register_keras_serializable("tfmot_ternary")(FrozenModel)
 
 
 def freeze(
-    model: keras.Model, weight_format: str | None, activations: str, recognize: bool
+    model: keras.Model,
+    weight_format: str | None,
+    activations: str,
+    recognize: bool,
+    tables: str | None = None,
+    others: str | None = None,
 ) -> keras.Model:
     """See `tfmot_ternary.freezing.freeze`."""
     require_tensorflow()
     sources = [("", model), *nested_layers(model)]
     frozen_already = any(isinstance(layer, PackedLayer) for _, layer in sources)
     quantized = any(is_quantized(layer) for _, layer in sources)
-    if frozen_already or not (quantized or recognize):
+    storage = FloatStorage(model, tables, others)
+    if frozen_already or not (quantized or recognize or not storage.is_float):
         raise nothing_to_freeze(model, frozen_already, recognize)
     if not model.built:
         raise ValueError(f"expected a built model, got {model.name!r}; call it on data first")
@@ -74,25 +74,22 @@ def freeze(
     configs = []
     for index, ((path, source), target) in enumerate(zip(sources, targets, strict=True)):
         left_out: list[Any] = []
-        packed = _packed(source, path, weight_format, recognize)
+        packed = _packed(source, path, weight_format, recognize, storage)
         if packed is not None:
             weights, layout, left_out = packed
-            pack_in_place(
-                target,
-                float_class(type(target)),
-                weights,
-                kernel_layout=layout,
-                activations=activations,
-            )
+            head = storage.head(source)
+            # The model itself is not among its nested layers.
+            config = layer_config(index - 1, weights, activations, head)
+            packing = {key: config[key] for key in config if key != "index"}
+            pack_in_place(target, float_class(type(target)), kernel_layout=layout, **packing)
+            target.set_packed_weights(weights)
             left_out += [target.packed, target.scales]
-            configs.append(
-                {
-                    "index": index - 1,  # the model itself is not among its nested layers
-                    "weight_format": weights.weight_format,
-                    "group_size": weights.group_size,
-                    "activations": activations,
-                }
-            )
+            if head is not None:
+                table = keras.ops.convert_to_numpy(source.reverse_embeddings)
+                table = head_layout(source).to_matrix(table)
+                target.set_head_weights(pack_rows(table, head, f"the head of {path}"))
+                left_out += [source.reverse_embeddings, target.head_packed, target.head_scales]
+            configs.append(config)
         _copy_own_variables(source, target, left_out)
     if not configs:
         raise nothing_to_freeze(model, frozen_already, recognize)
@@ -101,7 +98,7 @@ def freeze(
 
 
 def _packed(
-    layer: Any, path: str, weight_format: str | None, recognize: bool
+    layer: Any, path: str, weight_format: str | None, recognize: bool, storage: FloatStorage
 ) -> tuple[PackedWeights, KernelLayout, list[Any]] | None:
     """Packed weights of a layer, their layout, and the variables that they replace.
 
@@ -118,15 +115,23 @@ def _packed(
             path,
         )
         return weights, layer.kernel_layout, [layer.float_weights, layer.kernel_scale]
-    if not recognize or _is_changed_by_keras(layer):
+    if recognize and not _is_changed_by_keras(layer):
+        try:
+            layout = layout_of(layer)
+        except (TypeError, ValueError):  # no kernel, or not one matrix product
+            return None
+        kernel = float_kernel(layer)
+        recognized = pack_recognized(
+            keras.ops.convert_to_numpy(kernel), layout, weight_format, path
+        )
+        if recognized is not None:
+            return recognized, layout, [kernel]
+    stored = storage.kernel(layer)
+    if stored is None:
         return None
-    try:
-        layout = layout_of(layer)
-    except (TypeError, ValueError):  # no kernel, or not one matrix product
-        return None
-    kernel = layer._embeddings if isinstance(layer, keras.layers.Embedding) else layer._kernel
-    recognized = pack_recognized(keras.ops.convert_to_numpy(kernel), layout, weight_format, path)
-    return None if recognized is None else (recognized, layout, [kernel])
+    layout, kernel = layout_of(layer), float_kernel(layer)
+    matrix = layout.to_matrix(keras.ops.convert_to_numpy(kernel))
+    return pack_rows(matrix, stored, path), layout, [kernel]
 
 
 def _is_changed_by_keras(layer: Any) -> bool:

@@ -18,7 +18,7 @@ class PackedLayer:
 
     Attributes:
       kernel_layout: how the float kernel became W[n, k].
-      weight_format: "t2", "t5" or "b1".
+      weight_format: "t2", "t5", "b1", "i4" or "i8".
       group_size: None (one scale per output), "tensor" or inputs per scale.
       activations: "int8" or "float32", what the operator multiplies.
       packed: variable uint8 [n, row_bytes(k)].
@@ -74,23 +74,33 @@ class PackedLayer:
 
     def _add_packed_weights(self) -> None:
         layout = self.kernel_layout
+        self.packed, self.scales = self._add_matrix(
+            "", layout.n, layout.k, self.weight_format, self.group_size
+        )
+
+    def _add_matrix(
+        self, prefix: str, n: int, k: int, weight_format: str, group_size: GroupSize
+    ) -> tuple[Any, Any]:
+        """Adds the variables `packed` and `scales` of a matrix W[n, k], zeros."""
         shapes = {
-            "packed": ((layout.n, row_bytes(layout.k, self.weight_format)), "uint8"),
-            "scales": (scale_shape(layout.n, layout.k, self.group_size), "float32"),
+            "packed": ((n, row_bytes(k, weight_format)), "uint8"),
+            "scales": (scale_shape(n, k, group_size), "float32"),
         }
         # Scales stay float32 under a mixed precision policy; each Keras has its own word for that.
         keras3 = layer_class_of(type(self)).__module__.startswith("keras.")
         no_autocast = {"autocast" if keras3 else "experimental_autocast": False}
-        for name, (shape, dtype) in shapes.items():
-            variable = self.add_weight(  # type: ignore[attr-defined]
-                name=name,
+        packed, scales = (
+            self.add_weight(  # type: ignore[attr-defined]
+                name=prefix + name,
                 shape=shape,
                 dtype=dtype,
                 initializer="zeros",
                 trainable=False,
                 **no_autocast,
             )
-            setattr(self, name, variable)
+            for name, (shape, dtype) in shapes.items()
+        )
+        return packed, scales
 
     def build(self, input_shape: Any) -> None:
         """Adds packed weights and bias (tf_keras; a Keras 3 layer is built before it is packed)."""

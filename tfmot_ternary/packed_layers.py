@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from tfmot_ternary import ops
 from tfmot_ternary.kernel_layout import KernelLayout
+from tfmot_ternary.packed_embedding import PackedEmbedding
 from tfmot_ternary.packed_layer import PackedLayer, is_keras_class, layer_class_of
-from tfmot_ternary.packing import PackedWeights
 
 __all__ = ["pack_in_place", "packed_class"]
 
@@ -171,41 +171,6 @@ class PackedSeparableConv(PackedLayer):
     depthwise_kernel: Any
 
 
-class PackedEmbedding(PackedLayer):
-    """Embedding as `embedding_lookup`; ReversibleEmbedding's projection as `fully_connected`."""
-
-    @property
-    def embeddings(self) -> tf.Tensor:
-        return self.unpacked()
-
-    @tf.autograph.experimental.do_not_convert
-    def call(self, inputs: Any, reverse: bool = False, **kwargs: Any) -> Any:
-        del kwargs  # `training`, of tf_keras
-        if reverse:
-            return self._project(inputs)
-        y = ops.embedding_lookup(
-            inputs, self.packed, self.scales, k=self.kernel_layout.k, **self._matrix_options
-        )
-        y = tf.cast(y, self.compute_dtype)
-        if self.mask_zero and hasattr(self, "tie_weights"):
-            # ReversibleEmbedding sets its mask here, for its compute_mask also serves `reverse`.
-            y._keras_mask = tf.not_equal(inputs, 0)
-        return y
-
-    mask_zero: bool
-
-    def _project(self, inputs: Any) -> Any:
-        if not self.tie_weights:  # type: ignore[attr-defined]
-            return super().call(inputs, reverse=True)  # type: ignore[misc]
-        logits = ops.fully_connected(
-            tf.cast(inputs, tf.float32), self.packed, self.scales, **self._product_options("none")
-        )
-        cap = self.logit_soft_cap  # type: ignore[attr-defined]
-        if cap is not None:
-            logits = tf.tanh(logits / cap) * cap
-        return tf.cast(logits, self.reverse_dtype or self.compute_dtype)  # type: ignore[attr-defined]
-
-
 _FORMS: dict[str, type[PackedLayer]] = {
     "Dense": PackedDense,
     "EinsumDense": PackedDense,
@@ -242,15 +207,20 @@ def packed_class(base: type) -> type:
     return type(f"Packed{base.__name__}", (form, base), members)
 
 
-def pack_in_place(layer: Any, base: type, weights: PackedWeights, **packing: Any) -> None:
+def pack_in_place(layer: Any, base: type, **packing: Any) -> None:
     """Turns a built Keras 3 layer into a packed one; its float kernel is gone afterwards.
+
+    The packed variables hold zeros until `set_packed_weights`; in a skeleton they hold nothing.
 
     Args:
       layer: instance of `base`, or of a quantized class made from it.
       base: the float layer's class.
-      weights: codes and scales; see `PackedLayer` for the keys of `packing`.
+      packing: see `PackedLayer` for the keys, and `PackedEmbedding` for `head`.
     """
-    for name in ("_kernel", "_embeddings", "kernel_scale"):
+    names = ["_kernel", "_embeddings", "kernel_scale"]
+    if packing.get("head") is not None:
+        names.append("reverse_embeddings")
+    for name in names:
         variable = layer.__dict__.get(name)
         if variable is not None:
             layer._untrack_variable(variable)
@@ -259,13 +229,10 @@ def pack_in_place(layer: Any, base: type, weights: PackedWeights, **packing: Any
             super(layer_class_of(type(layer)), layer).__delattr__(name)
             setattr(layer, name, None)
     layer.__class__ = packed_class(base)
-    layer._set_packing(
-        weight_format=weights.weight_format, group_size=weights.group_size, **packing
-    )
+    layer._set_packing(**packing)
     layer._tracker.unlock()
     layer._add_packed_weights()
     layer._tracker.lock()
-    layer.set_packed_weights(weights)
     # XLA turns the division by 127 into a product, which moves the last bit of a scale.
     layer.supports_jit = False
 
