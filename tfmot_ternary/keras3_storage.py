@@ -83,7 +83,8 @@ class FloatStorage:
         if _is_token_table(layer):
             return self._tables
         is_product = isinstance(layer, (layers.Dense, layers.EinsumDense))
-        if is_product and (layout.n, layout.k) in self._table_shapes:
+        # A square kernel says nothing: it may be any projection of a model with few tokens.
+        if is_product and layout.n != layout.k and (layout.n, layout.k) in self._table_shapes:
             return self._tables or self._others
         if isinstance(layer, layers.Conv3D) or math.prod(layout.kernel_shape) < MIN_ELEMENTS:
             return None
