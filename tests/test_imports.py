@@ -125,6 +125,7 @@ ALLOWED = {
     },
     "op_arithmetic": {"packing"},
     "composite": set(),
+    "fused_ops": {"composite"},
     "ops": {"composite", "op_arithmetic", "packing"},
     "weight_storage": {"initializers", "integer_weights", "packing", "quantizers"},
     "keras3_storage": {

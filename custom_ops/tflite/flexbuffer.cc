@@ -11,10 +11,12 @@ namespace {
 enum FlexType : uint8_t {
   kInt = 1,
   kUInt = 2,
+  kFloat = 3,
   kKey = 4,
   kString = 5,
   kIndirectInt = 6,
   kIndirectUInt = 7,
+  kIndirectFloat = 8,
   kMap = 9,
   kBool = 26,
 };
@@ -57,6 +59,21 @@ class Bytes {
     return true;
   }
 
+  // IEEE number of 4 or 8 bytes.
+  bool Real(size_t position, int width, double* out) const {
+    uint64_t bits;
+    if (!Unsigned(position, width, &bits)) return false;
+    if (width == 8) {
+      std::memcpy(out, &bits, sizeof(*out));
+      return true;
+    }
+    const uint32_t low = static_cast<uint32_t>(bits);
+    float value;
+    std::memcpy(&value, &low, sizeof(value));
+    *out = value;
+    return true;
+  }
+
   // Offsets point backwards from where they are stored.
   bool Follow(size_t position, int width, size_t* out) const {
     uint64_t offset;
@@ -82,6 +99,7 @@ const char* ReadValue(const Bytes& bytes, size_t slot, int width, uint8_t type_b
   const int target_width = 1 << (type_byte & 3);
   size_t target = slot;
   entry->integer = 0;
+  entry->real = 0.0;
   entry->text = nullptr;
   switch (type_byte >> 2) {
     case kIndirectInt:
@@ -106,6 +124,17 @@ const char* ReadValue(const Bytes& bytes, size_t slot, int width, uint8_t type_b
       entry->integer = boolean ? value != 0 : static_cast<int64_t>(value);
       return nullptr;
     }
+    case kFloat:
+    case kIndirectFloat: {
+      const bool indirect = type_byte >> 2 == kIndirectFloat;
+      if (indirect && !bytes.Follow(slot, width, &target)) return kTruncated;
+      const int real_width = indirect ? target_width : width;
+      if (real_width != 4 && real_width != 8) {
+        return "expected real numbers of 32 or 64 bits, got another width";
+      }
+      entry->kind = FlexBufferMap::Kind::kReal;
+      return bytes.Real(target, real_width, &entry->real) ? nullptr : kTruncated;
+    }
     case kKey:
       if (!bytes.Follow(slot, width, &target) || !bytes.IsTerminated(target)) return kTruncated;
       entry->kind = FlexBufferMap::Kind::kString;
@@ -128,7 +157,7 @@ const char* ReadValue(const Bytes& bytes, size_t slot, int width, uint8_t type_b
       return nullptr;
     }
     default:
-      return "expected values that are integers, booleans or strings, got another type";
+      return "expected values that are numbers, booleans or strings, got another type";
   }
 }
 

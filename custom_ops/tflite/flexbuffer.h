@@ -1,4 +1,4 @@
-// A FlexBuffer map of names to integers, booleans and strings: the form in which op options arrive.
+// A FlexBuffer map of names to numbers, booleans and strings: the form in which op options arrive.
 //
 // Reads the format described in FlatBuffers' documentation of FlexBuffers, and of it only what op
 // options use. Every offset is checked against the buffer, so that malformed bytes give an error.
@@ -13,12 +13,13 @@ namespace tfmot_ternary {
 
 class FlexBufferMap {
  public:
-  enum class Kind : uint8_t { kInteger, kBoolean, kString };
+  enum class Kind : uint8_t { kInteger, kBoolean, kString, kReal };
 
   struct Entry {
     const char* key;  // null-terminated, inside the buffer
     Kind kind;
     int64_t integer;   // kInteger; kBoolean as 0 or 1
+    double real;       // kReal
     const char* text;  // kString: null-terminated, inside the buffer, without a null inside
   };
 

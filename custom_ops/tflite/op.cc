@@ -173,7 +173,9 @@ TfLiteStatus PrepareOp(const Op& op, TfLiteContext* context, TfLiteNode* node, O
   }
   if (!state->options_error.empty()) return Report(op, context, state->options_error);
   if (!state->kernels_selected) {
-    state->kernels = SelectKernels(DetectCpu(), state->options.format);
+    const CpuFlags flags = DetectCpu();
+    state->kernels = SelectKernels(flags, state->options.format);
+    state->fused = SelectFused(flags);
     state->kernels_selected = true;
   }
   const int recommended = context->recommended_num_threads;

@@ -1,4 +1,4 @@
-// A custom op: what the four ops have in common between the runtime and the kernels.
+// A custom op: what the ops have in common between the runtime and the kernels.
 #ifndef TFMOT_TERNARY_TFLITE_OP_H_
 #define TFMOT_TERNARY_TFLITE_OP_H_
 
@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "custom_ops/kernels/fused.h"
 #include "custom_ops/kernels/kernels.h"
 #include "custom_ops/kernels/thread_pool.h"
 #include "custom_ops/kernels/weights.h"
@@ -24,8 +25,9 @@ struct OpState {
   // Of Prepare.
   Kernels kernels = {};
   bool kernels_selected = false;
-  std::shared_ptr<ThreadPool> pool;      // null: the calling thread alone
-  const void* checked_packed = nullptr;  // constants whose values were found valid
+  const FusedFunctions* fused = nullptr;  // selected with the kernels
+  std::shared_ptr<ThreadPool> pool;       // null: the calling thread alone
+  const void* checked_packed = nullptr;   // constants whose values were found valid
   const void* checked_scales = nullptr;
 
   std::vector<int> prepared_shapes;  // ranks and dims of all inputs and the output
@@ -98,6 +100,10 @@ extern const Op kFullyConnectedOp;
 extern const Op kConv2DOp;
 extern const Op kEmbeddingLookupOp;
 extern const Op kUnpackOp;
+extern const Op kRmsNormOp;
+extern const Op kLayerNormOp;
+extern const Op kActivationOp;
+extern const Op kRotaryOp;
 
 // The life of a node, with errors reported through context->ReportError under the name of the op.
 OpState* InitOp(const Op& op, TfLiteContext* context, const void* options, size_t size);

@@ -1,7 +1,9 @@
 #include "custom_ops/tflite/op_options.h"
 
+#include <cstdio>
 #include <cstring>
 #include <iterator>
+#include <limits>
 
 #include "custom_ops/kernels/weights.h"
 #include "custom_ops/tflite/flexbuffer.h"
@@ -33,6 +35,18 @@ constexpr TextOption kTextOptions[] = {
      }},
     {"padding", kOptionPadding, "\"SAME\" or \"VALID\"",
      [](const char* token, OpOptions* options) { return ParsePadding(token, &options->padding); }},
+    {"kind", kOptionKind, "\"gelu\", \"gelu_tanh\" or \"silu\"",
+     [](const char* token, OpOptions* options) {
+       return ParseActivationKind(token, &options->kind);
+     }},
+    {"input_layout", kOptionInputLayout, "\"halves\" or \"pairs\"",
+     [](const char* token, OpOptions* options) {
+       return ParsePairLayout(token, &options->input_layout);
+     }},
+    {"output_layout", kOptionOutputLayout, "\"halves\" or \"pairs\"",
+     [](const char* token, OpOptions* options) {
+       return ParsePairLayout(token, &options->output_layout);
+     }},
 };
 
 // Integer options other than group_size: at least 1, at most `maximum`.
@@ -56,6 +70,19 @@ constexpr IntegerOption kIntegerOptions[] = {
     {"dilation_w", kOptionDilation, kMaxPixels, &OpOptions::dilation_w},
 };
 
+// Real options: at least `minimum`, finite in float32.
+struct RealOption {
+  const char* name;
+  uint32_t bit;
+  float minimum;
+  float OpOptions::* member;
+};
+
+constexpr RealOption kRealOptions[] = {
+    {"epsilon", kOptionEpsilon, 0.0f, &OpOptions::epsilon},
+    {"amplitude", kOptionAmplitude, 0.0f, &OpOptions::amplitude},
+};
+
 constexpr char kGroupSizeName[] = "group_size";
 
 // Marks the composite for the converter, which leaves it among the options: it says nothing here.
@@ -65,6 +92,9 @@ bool WrongKind(const Entry& entry, const char* expected, ErrorText* error) {
   if (entry.kind == Kind::kString) {
     return error->Set("expected option %.40s to be %s, got \"%.40s\"", entry.key, expected,
                       entry.text);
+  }
+  if (entry.kind == Kind::kReal) {
+    return error->Set("expected option %.40s to be %s, got %g", entry.key, expected, entry.real);
   }
   return error->Set("expected option %.40s to be %s, got %s %lld", entry.key, expected,
                     entry.kind == Kind::kBoolean ? "the boolean" : "the integer",
@@ -90,6 +120,19 @@ bool ReadInteger(const IntegerOption& option, const Entry& entry, OpOptions* opt
   return true;
 }
 
+bool ReadReal(const RealOption& option, const Entry& entry, OpOptions* options, ErrorText* error) {
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  // A NaN fails the comparisons.
+  if (entry.kind != Kind::kReal || !(entry.real >= option.minimum && entry.real <= kLargest)) {
+    char expected[64];
+    std::snprintf(expected, sizeof(expected), "a finite real number from %g on",
+                  static_cast<double>(option.minimum));
+    return WrongKind(entry, expected, error);
+  }
+  options->*option.member = static_cast<float>(entry.real);
+  return true;
+}
+
 bool ReadGroupSize(const Entry& entry, OpOptions* options, ErrorText* error) {
   if (entry.kind != Kind::kInteger || (entry.integer != 0 && !IsValidGroupSize(entry.integer))) {
     return WrongKind(entry, "0, 32, 64, 128 or 256", error);
@@ -100,7 +143,8 @@ bool ReadGroupSize(const Entry& entry, OpOptions* options, ErrorText* error) {
 
 // One position in the tables for each option, to notice a second value for it.
 constexpr size_t kGroupSizeIndex = std::size(kTextOptions) + std::size(kIntegerOptions);
-constexpr size_t kOptionCount = kGroupSizeIndex + 1;
+constexpr size_t kRealIndex = kGroupSizeIndex + 1;
+constexpr size_t kOptionCount = kRealIndex + std::size(kRealOptions);
 
 struct Reader {
   uint32_t allowed;
@@ -139,6 +183,11 @@ struct Reader {
       return Begin(entry, option.bit, std::size(kTextOptions) + i) &&
              ReadInteger(option, entry, options, error);
     }
+    for (size_t i = 0; i < std::size(kRealOptions); ++i) {
+      const RealOption& option = kRealOptions[i];
+      if (std::strcmp(entry.key, option.name) != 0) continue;
+      return Begin(entry, option.bit, kRealIndex + i) && ReadReal(option, entry, options, error);
+    }
     return Unknown(entry);
   }
 
@@ -153,6 +202,11 @@ struct Reader {
     for (size_t i = 0; i < std::size(kIntegerOptions); ++i) {
       if ((required & kIntegerOptions[i].bit) != 0 && !given[std::size(kTextOptions) + i]) {
         return Missing(kIntegerOptions[i].name);
+      }
+    }
+    for (size_t i = 0; i < std::size(kRealOptions); ++i) {
+      if ((required & kRealOptions[i].bit) != 0 && !given[kRealIndex + i]) {
+        return Missing(kRealOptions[i].name);
       }
     }
     return true;

@@ -9,6 +9,7 @@
 #include "custom_ops/kernels/epilogue.h"
 #include "custom_ops/kernels/format.h"
 #include "custom_ops/kernels/fully_connected.h"
+#include "custom_ops/kernels/fused.h"
 #include "custom_ops/tflite/error_text.h"
 
 namespace tfmot_ternary {
@@ -24,6 +25,11 @@ enum OptionBit : uint32_t {
   kOptionStride = 1u << 6,
   kOptionDilation = 1u << 7,
   kOptionPadding = 1u << 8,
+  kOptionKind = 1u << 9,
+  kOptionEpsilon = 1u << 10,
+  kOptionAmplitude = 1u << 11,
+  kOptionInputLayout = 1u << 12,
+  kOptionOutputLayout = 1u << 13,
 };
 
 // Values of left-out options are the defaults below.
@@ -37,6 +43,11 @@ struct OpOptions {
   int64_t stride_h = 1, stride_w = 1;
   int64_t dilation_h = 1, dilation_w = 1;
   Padding padding = Padding::kValid;
+  ActivationKind kind = ActivationKind::kGelu;
+  float epsilon = 0.0f;
+  float amplitude = 1.0f;  // of the cosines and sines of rotary
+  PairLayout input_layout = PairLayout::kHalves;
+  PairLayout output_layout = PairLayout::kHalves;
 };
 
 // Reads `size` bytes at `data`. `allowed` and `required` are sets of OptionBit. Returns false with

@@ -29,10 +29,9 @@ OpEntry MakeEntry() {
 
 const OpEntry* AllOps() {
   static const OpEntry entries[kOpCount] = {
-      MakeEntry<&kFullyConnectedOp>(),
-      MakeEntry<&kConv2DOp>(),
-      MakeEntry<&kEmbeddingLookupOp>(),
-      MakeEntry<&kUnpackOp>(),
+      MakeEntry<&kFullyConnectedOp>(), MakeEntry<&kConv2DOp>(),  MakeEntry<&kEmbeddingLookupOp>(),
+      MakeEntry<&kUnpackOp>(),         MakeEntry<&kRmsNormOp>(), MakeEntry<&kLayerNormOp>(),
+      MakeEntry<&kActivationOp>(),     MakeEntry<&kRotaryOp>(),
   };
   return entries;
 }

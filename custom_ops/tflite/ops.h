@@ -12,7 +12,7 @@ struct OpEntry {
   TfLiteRegistration registration;  // for an OpResolver
 };
 
-constexpr int kOpCount = 4;
+constexpr int kOpCount = 8;
 
 // kOpCount entries.
 const OpEntry* AllOps();
