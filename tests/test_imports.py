@@ -143,6 +143,7 @@ ALLOWED = {
     "freezing_rnn": {"kernel_layout", "packed_rnn", "packing"},
     "folding": {"packing"},
     "tflite_buffers": {"model_file"},
+    "tflite_linking": {"model_file"},
 }
 NUMPY_ONLY = ["packing", "kmeans", "keras_ternary", "recognition", "row_file"]
 # `cli` and what stands behind its commands.

@@ -89,6 +89,17 @@ def convert_functions(
     Raises:
       ValueError: no function, a function without input signature, or an operation TF Lite lacks.
     """
+    content = stock_conversion(functions, optimizations, per_channel_dense=per_channel_dense)
+    return tflite_buffers.align_packed_buffers(content)
+
+
+def stock_conversion(
+    functions: Mapping[str, Any],
+    optimizations: Iterable[tf.lite.Optimize] | None = None,
+    *,
+    per_channel_dense: bool = True,
+) -> bytes:
+    """What TFLiteConverter makes of traced functions, as it is: see `convert_functions`."""
     if not functions:
         raise ValueError("expected at least one function to convert, got none")
     concrete = {name: _concrete(name, function) for name, function in functions.items()}
@@ -117,7 +128,7 @@ def convert_functions(
                 f"{str(error)[:MESSAGE_LENGTH]}"
             ) from error
     _check_operators(content)
-    return tflite_buffers.align_packed_buffers(content)
+    return content
 
 
 def _concrete(name: str, function: Any) -> Any:

@@ -6,14 +6,18 @@ imported when `ai-edge-litert` is not installed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import importlib.util
 import mmap
 import os
+import shutil
 import struct
 import tempfile
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,6 +27,7 @@ _SCHEMA_MODULES = {
     "ai_edge_litert": "ai_edge_litert.schema_py_generated",
     "tensorflow": "tensorflow.lite.python.schema_py_generated",
 }
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def schema() -> ModuleType:
@@ -40,25 +45,58 @@ def schema() -> ModuleType:
     )
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes `content` to a temporary name in the same folder, then renames it to `path`.
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str], size: int = 0) -> Iterator[BinaryIO]:
+    """A file to write that appears at `path` when the block ends, and not at all if it raises.
 
-    A full disk or an interruption leaves no half file. The folder is made if it is missing.
+    It has a temporary name in the same folder, which is made if it is missing.
+
+    Args:
+      path: where the file shall be.
+      size: bytes that it will take.
+
+    Raises:
+      OSError: the disk has no room for `size` bytes, or was full before all was written (errno
+        ENOSPC; the message says how many bytes are needed and free); another error of the disk.
     """
     path = os.fspath(path)
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
+    if shutil.disk_usage(folder).free < size:
+        raise _disk_full(folder, path, size)
     handle, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes 0600; a model file is not a secret.
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise _disk_full(folder, path, size) from error
         raise
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes `content` to a temporary name in the same folder, then renames it to `path`.
+
+    A full disk or an interruption leaves no half file. The folder is made if it is missing.
+
+    Raises:
+      OSError: see `atomic_file`.
+    """
+    with atomic_file(path, len(content)) as file:
+        file.write(content)
+
+
+def _disk_full(folder: str, path: str, size: int) -> OSError:
+    message = (
+        f"expected room for {size:,} bytes, got {shutil.disk_usage(folder).free:,} free (or a "
+        "limit on the size of files); nothing was written: make room, or choose another folder"
+    )
+    return OSError(errno.ENOSPC, message, path)
 
 
 class ModelFileError(ValueError):
