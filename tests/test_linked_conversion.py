@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import keras
 import keras3_models
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmot_ternary import keras3, linked_conversion, model_file, runtime
+from tfmot_ternary import keras3, linked_conversion, runtime
 from tfmot_ternary.conversion import convert_functions
 from tfmot_ternary.freezing import freeze
 from tfmot_ternary.scheme import TernaryScheme

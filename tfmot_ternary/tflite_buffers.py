@@ -225,7 +225,7 @@ def _forget_pages(array: np.ndarray, chunk: np.ndarray) -> None:
     # In the mode "c" the pages hold changes that are in no file.
     if not isinstance(array, np.memmap) or array.mode == "c" or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    mapped = array._mmap
+    mapped = array._mmap  # type: ignore[attr-defined]
     base = np.frombuffer(mapped, np.uint8).ctypes.data
     start = (chunk.ctypes.data - base) // mmap.PAGESIZE * mmap.PAGESIZE
     length = chunk.ctypes.data - base - start + len(chunk)
