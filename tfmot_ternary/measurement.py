@@ -79,7 +79,7 @@ def measure(
 ) -> Measurement:
     """Measures the model at `path` in a fresh process.
 
-    The prompt is as long as `prefill_length` allows; its tokens and the image are random, which
+    The prompt is as long as the longest prefill; its tokens and the image are random, which
     changes nothing in the work. Figures are medians; the machine should do nothing else meanwhile.
 
     Args:
@@ -151,7 +151,7 @@ def _measure_here(
     # a prefill computes all its padded positions either way.
     text_length = metadata.cache_length - metadata.image_sequence_length
     room = min(decode_steps, 16, text_length // 2)
-    length = min(metadata.prefill_length, max(1, text_length - room))
+    length = min(metadata.prefill_lengths[-1], max(1, text_length - room))
     prompt = rng.integers(0, metadata.tokenizer.vocabulary_size, length).tolist()
     image = None
     if metadata.image is not None:
@@ -161,18 +161,18 @@ def _measure_here(
     steps = min(decode_steps, metadata.cache_length - first)
 
     start = time.perf_counter()
-    logits, cache = generator.prefill(prompt, image)
+    logits = generator.prefill(prompt, image)
     first_token_seconds = time.perf_counter() - start
     prefills, decodes = [], []
     begin = time.perf_counter()
     repeat = 0
     while repeat < repeats or time.perf_counter() - begin < _SECONDS:
         start = time.perf_counter()
-        logits, cache = generator.prefill(prompt, image)
+        logits = generator.prefill(prompt, image)
         prefills.append(time.perf_counter() - start)
         for step in range(steps):
             start = time.perf_counter()
-            logits, cache = generator.decode(int(logits.argmax()), first + step, cache)
+            logits = generator.decode(int(logits.argmax()), first + step)
             # The first step ever prepares the decode graph, as the first prefill did its own.
             if repeat or step:
                 decodes.append(time.perf_counter() - start)

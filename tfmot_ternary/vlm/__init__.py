@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from tfmot_ternary.vlm.conversion import convert_causal_lm
     from tfmot_ternary.vlm.generator import AnswerScore, Generator
     from tfmot_ternary.vlm.metadata import CausalLMMetadata
+    from tfmot_ternary.vlm.sampling import Sampling
 
 # Public name -> its module, imported on first use: generating needs nothing that converting needs.
 _EXPORTS = {
     "AnswerScore": "generator",
     "CausalLMMetadata": "metadata",
     "Generator": "generator",
+    "Sampling": "sampling",
     "convert_causal_lm": "conversion",
 }
 
-__all__ = ["AnswerScore", "CausalLMMetadata", "Generator", "convert_causal_lm"]
+__all__ = ["AnswerScore", "CausalLMMetadata", "Generator", "Sampling", "convert_causal_lm"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-
 # What a call costs beside its positions: it reads all weights, as long as so many positions take.
 CALL_COST = 8
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_ternary import runtime
 from tfmot_ternary.vlm import metadata as metadata_lib
+from tfmot_ternary.vlm import stopping
+from tfmot_ternary.vlm.cache_session import CacheSession
 from tfmot_ternary.vlm.image import preprocess
+from tfmot_ternary.vlm.sampling import GREEDY, Sampler, Sampling
+from tfmot_ternary.vlm.session import Session
 from tfmot_ternary.vlm.tokenizer import Tokenizer
 
-Cache = list[np.ndarray]  # One array per layer, of the metadata's `cache_shape`.
-Image = Any  # A path (str or os.PathLike) or an array [height, width, 3]; see image.read_image.
+Image = Any  # A path, a Pillow image or an array; see image.read_image.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +39,12 @@ class AnswerScore:
 
 
 class Generator:
-    """Generates text, token by token, with the `prefill` and `decode` signatures of a `.tflite`.
+    """Generates text, token by token, with the signatures of a `.tflite`.
 
-    One Generator serves one thread at a time; several Generators may run in several threads.
+    A Generator holds one conversation: one interpreter with one KV cache. A new prompt takes it
+    over; an iterator over an older text raises an error when it is asked for more. For several at
+    once make several Generators, one for each thread: the file is mapped, so that they share the
+    memory of the weights.
 
     Args:
       path: a file written by `convert_causal_lm`; its tokenizer lies beside it.
@@ -49,6 +54,8 @@ class Generator:
     Attributes:
       metadata: what the file says about itself (`CausalLMMetadata`).
       tokenizer: the `Tokenizer` beside the file.
+      finish_reason: why the last text ended: "end" (the model's end token), "stop" (a stop
+        string), "length" (`max_new_tokens`), "context" (the context is full); None before.
 
     Raises:
       FileNotFoundError: the model or its tokenizer is missing.
@@ -70,26 +77,10 @@ class Generator:
             self.metadata.tokenizer,
             self.metadata.vocabulary_size,
         )
-        self._interpreter = runtime.make_interpreter(
-            self.path, num_threads=num_threads, backend=backend
-        )
-        try:
-            self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{self.path!r}: expected a model that the interpreter can prepare, got: {error}"
-            ) from error
-        found = self._interpreter.get_signature_list()
-        missing = {"prefill", "decode"} - set(found)
-        if missing:
-            raise ValueError(
-                f"{self.path!r}: expected the signatures 'prefill' and 'decode', got "
-                f"{sorted(found)}: convert the model again"
-            )
-        self._prefill_runner = self._interpreter.get_signature_runner("prefill")
-        self._decode_runner = self._interpreter.get_signature_runner("decode")
-        self._check_signatures()
-        self._empty_cache = np.zeros(self.metadata.cache_shape, np.float32)
+        kind = CacheSession if self.metadata.cache_layers else Session
+        self._session = kind(self.path, self.metadata, num_threads, backend)
+        self.finish_reason: str | None = None
+        self._turn = 0  # which prompt the context belongs to
 
     def generate(
         self,
@@ -97,49 +88,67 @@ class Generator:
         image: Image = None,
         max_new_tokens: int | None = None,
         stream: bool = False,
+        *,
+        sampling: Sampling = GREEDY,
+        stop: str | Sequence[str] = (),
     ) -> str | Iterator[str]:
-        """Greedily generates the text that follows `prompt`.
+        """Generates the text that follows `prompt`.
 
         Args:
-          prompt: the question or instruction; at most `metadata.prefill_length` tokens.
-          image: path or array [height, width, 3] with values 0..255 (resized as the model's own
-            preprocessor does); required by a vision-language model, refused by a text model.
+          prompt: the question or instruction; it must fit in the context, for a vision-language
+            model also in the longest of `metadata.prefill_lengths`.
+          image: path, Pillow image or array [height, width, 3] with values 0..255 (resized as the
+            model's own preprocessor does); required by a vision-language model, refused by a text
+            model.
           max_new_tokens: stop after so many tokens. None: until the end token or until the
             context (`metadata.cache_length`) is full.
           stream: return an iterator over pieces of text instead of the whole text.
+          sampling: how tokens are chosen; default: always the most likely one.
+          stop: a string or several; the text ends before the first of them.
 
         Returns:
           The generated text without the prompt, or an iterator whose pieces join to it.
 
         Raises:
           ValueError: empty or too long prompt; an image missing, unwanted or of a wrong shape;
-            more new tokens than fit in the context.
+            more new tokens than fit in the context; logits that are not finite.
           FileNotFoundError: no image at the path.
+          RuntimeError: from an iterator, when another prompt has taken its place.
         """
-        ids = self.generate_ids(self.tokenizer.encode_prompt(prompt), image, max_new_tokens)
-        if stream:
-            return self.tokenizer.decode_stream(ids)
-        return self.tokenizer.decode(list(ids))
+        strings = stopping.stop_strings(stop)
+        ids = self.generate_ids(
+            self.tokenizer.encode_prompt(prompt), image, max_new_tokens, sampling=sampling
+        )
+        pieces = self.tokenizer.decode_stream(ids)
+        if strings:
+            pieces = stopping.until(pieces, strings, self._stopped)
+        elif not stream:
+            return self.tokenizer.decode(list(ids))
+        return pieces if stream else "".join(pieces)
 
     def generate_ids(
-        self, prompt_ids: Sequence[int], image: Image = None, max_new_tokens: int | None = None
+        self,
+        prompt_ids: Sequence[int],
+        image: Image = None,
+        max_new_tokens: int | None = None,
+        *,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
         """As `generate`, on token ids. Input is checked now; tokens come when iterated.
 
         The end token is not yielded.
         """
         room = self._room(prompt_ids)
-        if max_new_tokens is None:
-            max_new_tokens = room
-        if not 1 <= max_new_tokens <= room:
+        if max_new_tokens is not None and not 1 <= max_new_tokens <= room:
             raise ValueError(
                 f"expected max_new_tokens from 1 to {room} for a prompt of {len(prompt_ids)} "
                 f"tokens (context {self.metadata.cache_length}, image "
                 f"{self.metadata.image_sequence_length}), got {max_new_tokens}: ask for fewer, or "
                 "convert with a larger cache_length"
             )
-        inputs = self._prefill_inputs(prompt_ids, image)
-        return self._greedy(inputs, len(prompt_ids), max_new_tokens)
+        reason = "context" if max_new_tokens is None else "length"
+        pixels = self._pixels(image)
+        return self._tokens(prompt_ids, pixels, max_new_tokens or room, Sampler(sampling), reason)
 
     def room(self, prompt: str) -> int:
         """Returns how many tokens can be generated after `prompt`.
@@ -167,70 +176,100 @@ class Generator:
                 f"expected an answer of at most {room - 1} tokens after a prompt of "
                 f"{len(prompt_ids)}, got {len(answer_ids) - 1}: convert with a larger cache_length"
             )
-        logits, cache = self.prefill(prompt_ids, image)
+        logits = self.prefill(prompt_ids, image)
         log_probs, greedy = [], []
-        position = self.metadata.image_sequence_length + len(prompt_ids)
         for i, token in enumerate(answer_ids):
             shifted = logits.astype(np.float64) - logits.max()
             log_probs.append(float(shifted[token] - np.log(np.exp(shifted).sum())))
             greedy.append(int(logits.argmax()) == token)
             if i + 1 < len(answer_ids):
-                logits, cache = self.decode(token, position + i, cache)
+                logits = self.decode(token, self._session.filled)
         return AnswerScore(
             np.asarray(answer_ids, np.int32), np.asarray(log_probs), np.asarray(greedy)
         )
 
-    def prefill(self, prompt_ids: Sequence[int], image: Image = None) -> tuple[np.ndarray, Cache]:
-        """Runs the prompt. Returns (logits of the token after it [vocabulary], KV cache)."""
-        self._room(prompt_ids)
-        return self._run(self._prefill_runner, self._prefill_inputs(prompt_ids, image))
+    def prefill(self, prompt_ids: Sequence[int], image: Image = None) -> np.ndarray:
+        """Starts the context with a prompt. Returns the logits of the token after it [vocabulary].
 
-    def decode(self, token: int, position: int, cache: Cache) -> tuple[np.ndarray, Cache]:
-        """Runs one token. Returns (logits of the token after it [vocabulary], new KV cache).
+        The features of the last image are kept: the next prompt about it does not compute them.
+
+        Raises:
+          ValueError: as `generate`.
+        """
+        self._room(prompt_ids)
+        pixels = self._pixels(image)
+        self._turn += 1
+        return self._session.prefill(prompt_ids, pixels)
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """Puts a token into the context. Returns the logits of the token after it [vocabulary].
 
         Args:
           token: its id.
-          position: its place in the context, image positions included.
-          cache: the KV cache that `prefill` or `decode` returned last.
+          position: its place in the context, image positions included: behind all that is there,
+            or over a token that is; what stood behind it is forgotten.
 
         Raises:
-          ValueError: the context is full.
+          ValueError: no such token; the context is full, or not filled so far.
         """
-        if not 0 <= position < self.metadata.cache_length:
+        if not 0 <= token < self.metadata.vocabulary_size:
+            raise ValueError(
+                f"expected a token id from 0 to {self.metadata.vocabulary_size - 1}, got {token}"
+            )
+        if position >= self.metadata.cache_length:
             raise ValueError(
                 f"expected a position below cache_length {self.metadata.cache_length}, got "
                 f"{position}: the context is full; convert with a larger cache_length"
             )
-        return self._run(
-            self._decode_runner,
-            {
-                "token": np.array([[token]], np.int32),
-                "position": np.array([position], np.int32),
-                **self._named(cache),
-            },
-        )
+        if not 0 <= position <= self._session.filled:
+            raise ValueError(
+                f"expected a position from 0 to {self._session.filled}, where the context ends, "
+                f"got {position}: call prefill first"
+            )
+        self._turn += 1
+        return self._session.decode(token, position)
 
-    def _greedy(self, inputs: dict[str, np.ndarray], length: int, count: int) -> Iterator[int]:
-        logits, cache = self._run(self._prefill_runner, inputs)
-        position = self.metadata.image_sequence_length + length
+    def _tokens(
+        self,
+        prompt_ids: Sequence[int],
+        pixels: np.ndarray | None,
+        count: int,
+        sampler: Sampler,
+        reason: str,
+    ) -> Iterator[int]:
+        """Yields at most `count` tokens; `reason` is why it ends there."""
+        self._turn += 1
+        turn = self._turn
+        self.finish_reason = None
+        logits = self._session.prefill(prompt_ids, pixels)
         for i in range(count):
-            token = int(logits.argmax())
+            token = sampler(logits)
             if token in self.metadata.tokenizer.eos_ids:
-                return
+                reason = "end"
+                break
             yield token
+            if turn != self._turn:
+                raise RuntimeError(
+                    "expected no other prompt while this text is generated, but a newer one has "
+                    "taken its place: read a text to its end first, or use a Generator for each"
+                )
             if i + 1 < count:
-                logits, cache = self.decode(token, position + i, cache)
+                logits = self._session.decode(token, self._session.filled)
+        self.finish_reason = reason
+
+    def _stopped(self) -> None:
+        self.finish_reason = "stop"
 
     def _room(self, prompt_ids: Sequence[int]) -> int:
         """Returns how many tokens fit behind the prompt, which it checks.
 
         The last token needs no place in the cache: nothing follows it.
         """
-        length = len(prompt_ids)
-        if not 1 <= length <= self.metadata.prefill_length:
+        length, longest = len(prompt_ids), self._session.longest_prompt
+        if not 1 <= length <= longest:
             raise ValueError(
-                f"expected a prompt of 1 to {self.metadata.prefill_length} tokens, got {length}: "
-                "shorten it, or convert with a larger prefill_length"
+                f"expected a prompt of 1 to {longest} tokens, got {length}: shorten it, or convert "
+                f"with a larger {'cache_length' if self.metadata.chunked else 'prefill_length'}"
             )
         vocabulary = self.metadata.vocabulary_size
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocabulary:
@@ -240,55 +279,15 @@ class Generator:
             )
         return self.metadata.cache_length - self.metadata.image_sequence_length - length + 1
 
-    def _prefill_inputs(self, prompt_ids: Sequence[int], image: Image) -> dict[str, np.ndarray]:
-        pad_id = self.metadata.tokenizer.pad_id
-        tokens = np.full((1, self.metadata.prefill_length), pad_id, np.int32)
-        tokens[0, : len(prompt_ids)] = prompt_ids
-        inputs = {
-            "tokens": tokens,
-            "length": np.array([len(prompt_ids)], np.int32),
-            **self._named([self._empty_cache] * self.metadata.cache_layers),
-        }
+    def _pixels(self, image: Image) -> np.ndarray | None:
+        """Returns the image as the model takes it; None for a text model."""
         if self.metadata.image is not None:
             if image is None:
                 raise ValueError(
                     f"expected an image: {self.path!r} is a vision-language model; pass `image` "
                     "(--image)"
                 )
-            inputs["image"] = preprocess(image, self.metadata.image)
-        elif image is not None:
+            return preprocess(image, self.metadata.image)
+        if image is not None:
             raise ValueError(f"expected no image: {self.path!r} is a text model, got one")
-        return inputs
-
-    def _run(self, runner: Any, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, Cache]:
-        try:
-            outputs = runner(**inputs)
-        except RuntimeError as error:  # the interpreter prepares a signature when it first runs
-            raise ValueError(
-                f"{self.path!r}: expected a model that the interpreter can run, got: {error}"
-            ) from error
-        cache = [outputs[f"cache_{i}"] for i in range(self.metadata.cache_layers)]
-        return outputs["logits"][0], cache
-
-    @staticmethod
-    def _named(cache: Cache) -> dict[str, np.ndarray]:
-        return {f"cache_{i}": layer for i, layer in enumerate(cache)}
-
-    def _check_signatures(self) -> None:
-        """Raises ValueError when metadata and signatures disagree (an edited file)."""
-        shape = list(self.metadata.cache_shape)
-        cache = {f"cache_{i}": shape for i in range(self.metadata.cache_layers)}
-        wanted = {
-            "prefill": {"tokens": [1, self.metadata.prefill_length], "length": [1], **cache},
-            "decode": {"token": [1, 1], "position": [1], **cache},
-        }
-        if (image := self.metadata.image) is not None:
-            wanted["prefill"]["image"] = [1, image.height, image.width, 3]
-        for name, runner in (("prefill", self._prefill_runner), ("decode", self._decode_runner)):
-            details = runner.get_input_details()
-            got = {key: [int(d) for d in value["shape"]] for key, value in details.items()}
-            if got != wanted[name]:
-                raise ValueError(
-                    f"{self.path!r}: expected signature {name!r} with inputs {wanted[name]}, got "
-                    f"{got}: metadata and model do not belong together; convert the model again"
-                )
+        return None

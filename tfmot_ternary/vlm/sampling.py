@@ -12,6 +12,14 @@ import numpy as np
 _FIRST_CANDIDATES = 64
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen.
@@ -130,11 +138,3 @@ def _most_likely(scaled: np.ndarray, count: int) -> np.ndarray:
     # In the order of their ids: the stable sort leaves ties so, and the cut drops the last ones.
     ids = np.flatnonzero(scaled >= least)
     return ids[np.argsort(-scaled[ids], kind="stable")][:count]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

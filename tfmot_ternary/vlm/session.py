@@ -12,6 +12,7 @@ import numpy as np
 
 from tfmot_ternary import runtime
 from tfmot_ternary.vlm import chunks
+from tfmot_ternary.vlm import metadata as metadata_lib
 from tfmot_ternary.vlm.metadata import CausalLMMetadata
 
 
@@ -49,15 +50,15 @@ class Session:
             raise ValueError(
                 f"{self.path!r}: expected a model that the interpreter can prepare, got: {error}"
             ) from error
+        self._check_lengths()
         self._check_signatures()
         # Prepared once: a step of decoding pays for nothing but its call.
-        self._decode = self._interpreter.get_signature_runner("decode")
+        self._decode = self._interpreter.get_signature_runner(metadata_lib.DECODE)
         self._prefills: dict[int, Any] = {}
         self._token = np.zeros((1, 1), np.int32)
         self._position = np.zeros(1, np.int32)
         self._busy = threading.Lock()
-        self._pixels: np.ndarray | None = None
-        self._features: np.ndarray | None = None
+        self._encoded: tuple[np.ndarray, np.ndarray] | None = None  # the last image, its features
 
     def prefill(self, ids: Sequence[int], pixels: np.ndarray | None = None) -> np.ndarray:
         """Starts the context anew with a prompt.
@@ -125,15 +126,14 @@ class Session:
             "length": np.array([len(ids)], np.int32),
         }
         if pixels is not None:
-            inputs["features"] = self._encoded(pixels)
+            inputs["features"] = self._features(pixels)
         return self._call(self._prefill_runner(length), **inputs)["logits"][0]
 
-    def _encoded(self, pixels: np.ndarray) -> np.ndarray:
-        if self._features is None or not np.array_equal(pixels, self._pixels):
-            runner = self._interpreter.get_signature_runner("encode_image")
-            self._features = self._call(runner, image=pixels)["features"]
-            self._pixels = pixels
-        return self._features
+    def _features(self, pixels: np.ndarray) -> np.ndarray:
+        if self._encoded is None or not np.array_equal(self._encoded[0], pixels):
+            runner = self._interpreter.get_signature_runner(metadata_lib.ENCODE_IMAGE)
+            self._encoded = pixels, self._call(runner, image=pixels)["features"]
+        return self._encoded[1]
 
     def _padded(self, ids: Sequence[int], length: int) -> np.ndarray:
         tokens = np.full((1, length), self.metadata.tokenizer.pad_id, np.int32)
@@ -142,7 +142,9 @@ class Session:
 
     def _prefill_runner(self, length: int) -> Any:
         if length not in self._prefills:
-            self._prefills[length] = self._interpreter.get_signature_runner(f"prefill_{length}")
+            self._prefills[length] = self._interpreter.get_signature_runner(
+                metadata_lib.prefill_name(length)
+            )
         return self._prefills[length]
 
     def _call(self, runner: Any, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -166,10 +168,22 @@ class Session:
         finally:
             self._busy.release()
 
+    def _check_lengths(self) -> None:
+        """Raises ValueError for lengths that no conversion writes (an edited file)."""
+        lengths = self.metadata.prefill_lengths
+        room = self.metadata.cache_length - self.metadata.image_sequence_length
+        if not lengths or lengths != sorted(lengths) or not 1 <= lengths[0] <= room:
+            raise ValueError(
+                f"{self.path!r}: expected ascending prefill_lengths, the first of which fits in "
+                f"the context beside the image's {self.metadata.image_sequence_length} positions, "
+                f"got {lengths} and cache_length {self.metadata.cache_length}: convert the model "
+                "again"
+            )
+
     def _check_signatures(self) -> None:
         """Raises ValueError when metadata and signatures disagree (another tool's file)."""
         found = self._interpreter.get_signature_list()
-        wanted = wanted_inputs(self.metadata)
+        wanted = self.wanted_inputs(self.metadata)
         missing = sorted(set(wanted) - set(found))
         if missing:
             raise ValueError(
@@ -188,20 +202,22 @@ class Session:
                     "metadata and model do not belong together; convert the model again"
                 )
 
+    @staticmethod
+    def wanted_inputs(metadata: CausalLMMetadata) -> dict[str, dict[str, list[int]]]:
+        """Returns signature -> input -> shape, as the metadata say them.
 
-def wanted_inputs(metadata: CausalLMMetadata) -> dict[str, dict[str, list[int]]]:
-    """Returns signature -> input -> shape, as the metadata say them.
-
-    The last number of the features' shape is 0: it stands nowhere in the metadata.
-    """
-    wanted: dict[str, dict[str, list[int]]] = {"decode": {"token": [1, 1], "position": [1]}}
-    for length in metadata.prefill_lengths:
-        inputs = {"tokens": [1, length], "length": [1]}
-        if metadata.chunked:
-            inputs["position"] = [1]
-        if metadata.image is not None:
-            inputs["features"] = [1, metadata.image.sequence_length, 0]
-        wanted[f"prefill_{length}"] = inputs
-    if (image := metadata.image) is not None:
-        wanted["encode_image"] = {"image": [1, image.height, image.width, 3]}
-    return wanted
+        The last number of the features' shape is 0: it stands nowhere in the metadata.
+        """
+        wanted: dict[str, dict[str, list[int]]] = {
+            metadata_lib.DECODE: {"token": [1, 1], "position": [1]}
+        }
+        for length in metadata.prefill_lengths:
+            inputs = {"tokens": [1, length], "length": [1]}
+            if metadata.chunked:
+                inputs["position"] = [1]
+            if metadata.image is not None:
+                inputs["features"] = [1, metadata.image.sequence_length, 0]
+            wanted[metadata_lib.prefill_name(length)] = inputs
+        if (image := metadata.image) is not None:
+            wanted[metadata_lib.ENCODE_IMAGE] = {"image": [1, image.height, image.width, 3]}
+        return wanted
