@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -24,11 +26,23 @@ def load(source: str) -> Any:
       FileNotFoundError: nothing at a local path.
       ValueError: not such a model, or a preset without usable weights.
     """
+    return {"preset": _load_preset, "file": _load_file, "saved_model": _load_keras2}[kind_of(source)](
+        source
+    )
+
+
+def kind_of(source: str) -> str:
+    """What `load` takes a source for: "preset" (of KerasHub), "file" or "saved_model".
+
+    Raises:
+      FileNotFoundError: nothing at a local path.
+      ValueError: nothing that `load` reads.
+    """
     if os.path.isdir(source):
         if os.path.isfile(os.path.join(source, "saved_model.pb")):
-            return _load_keras2(source)
+            return "saved_model"
         if os.path.isfile(os.path.join(source, "config.json")):
-            return _load_preset(source)
+            return "preset"
         raise ValueError(
             f"expected a KerasHub preset (config.json) or a SavedModel (saved_model.pb) in folder "
             f"{source!r}, found {sorted(os.listdir(source))[:8]}"
@@ -36,7 +50,7 @@ def load(source: str) -> Any:
     if source.endswith((".keras", ".h5", ".hdf5")):
         if not os.path.isfile(source):
             raise FileNotFoundError(f"expected a saved Keras model, found no file at {source!r}")
-        return _load_file(source)
+        return "file"
     if os.path.isfile(source):
         raise ValueError(
             f"expected a KerasHub preset folder, a .keras or .h5 file, or a SavedModel folder, got "
@@ -44,17 +58,24 @@ def load(source: str) -> Any:
         )
     if os.sep in source and "://" not in source:
         raise FileNotFoundError(f"expected a model, found nothing at {source!r}")
-    return _load_preset(source)
+    return "preset"
 
 
 def _load_preset(source: str) -> Any:
     import keras_hub
 
+    with preset_errors(source):
+        return keras_hub.models.CausalLM.from_preset(source, dtype="float32")
+
+
+@contextlib.contextmanager
+def preset_errors(source: str) -> Iterator[None]:
+    """Turns what KerasHub raises, or warns of, while it reads a preset into one ValueError."""
     try:
         with warnings.catch_warnings():
             # Keras only warns when some layers find no weights and stay random.
             warnings.filterwarnings("error", message=".*freshly-initialized weights")
-            return keras_hub.models.CausalLM.from_preset(source, dtype="float32")
+            yield
     except (ValueError, TypeError, KeyError, OSError, UserWarning) as error:
         raise ValueError(
             f"expected a KerasHub preset of a CausalLM at {source!r}, KerasHub says: {error}"
