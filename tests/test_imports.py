@@ -144,6 +144,25 @@ ALLOWED = {
     "folding": {"packing"},
     "tflite_buffers": {"model_file"},
     "tflite_linking": {"model_file"},
+    "model_source": set(),
+    "partial_folder": {"checkpoint"},
+    "preset_weights": {"model_source", "skeleton"},
+    "skeleton": set(),
+    "streaming": {
+        "freezing",
+        "freezing_keras3",
+        "initializers",
+        "keras3",
+        "keras3_layers",
+        "keras3_storage",
+        "keras3_structure",
+        "kernel_layout",
+        "packing",
+        "partial_folder",
+        "preset_weights",
+        "skeleton",
+        "weight_storage",
+    },
 }
 NUMPY_ONLY = ["packing", "kmeans", "keras_ternary", "recognition", "row_file"]
 # `cli` and what stands behind its commands.

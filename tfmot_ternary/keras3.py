@@ -26,7 +26,7 @@ from tfmot_ternary.keras3_structure import (
 )
 from tfmot_ternary.packed_layer import PackedLayer
 
-__all__ = ["QuantizedLayer", "QuantizedModel", "quantize", "quantized_layers"]
+__all__ = ["QuantizedLayer", "QuantizedModel", "chosen_layers", "quantize", "quantized_layers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +106,7 @@ def quantize(model: keras.Model, scheme: Any) -> keras.Model:
             f"expected a float model, got {model.name!r} whose layer {already[0]!r} is quantized "
             "already; quantize the original model instead"
         )
-    chosen, unsupported = _choose(model, scheme)
-    if getattr(scheme, "keep_ends", False):
-        chosen = chosen[1:-1]
-    if unsupported:
-        listed = "; ".join(f"{path} ({reason})" for path, reason in unsupported)
-        warnings.warn(f"left in float: {listed}", stacklevel=2)
-    if not chosen:
-        raise ValueError(
-            f"expected a model with a Dense, EinsumDense or convolution layer to quantize, got "
-            f"{model.name!r} with none that the scheme does not skip (or keep: keep_ends)"
-        )
+    chosen = chosen_layers(model, scheme)
     paths = [path for path, _ in nested_layers(model)]
     given = getattr(scheme, "importance", None) or {}
     importance.require_names(given, paths, model.name)
@@ -140,6 +130,28 @@ def quantize(model: keras.Model, scheme: Any) -> keras.Model:
     if model.compiled and type(model).compile is keras.Model.compile:
         student.compile_from_config(model.get_compile_config())
     return student
+
+
+def chosen_layers(model: keras.Model, scheme: Any) -> list[int]:
+    """The indices, in `nested_layers`, of the layers of a float model that a scheme quantizes.
+
+    Warns of layers with weight matrices that cannot be quantized.
+
+    Raises:
+      ValueError: there is none.
+    """
+    chosen, unsupported = _choose(model, scheme)
+    if getattr(scheme, "keep_ends", False):
+        chosen = chosen[1:-1]
+    if unsupported:
+        listed = "; ".join(f"{path} ({reason})" for path, reason in unsupported)
+        warnings.warn(f"left in float: {listed}", stacklevel=3)
+    if not chosen:
+        raise ValueError(
+            f"expected a model with a Dense, EinsumDense or convolution layer to quantize, got "
+            f"{model.name!r} with none that the scheme does not skip (or keep: keep_ends)"
+        )
+    return chosen
 
 
 def quantized_layers(model: keras.Model) -> list[QuantizedLayer]:

@@ -26,9 +26,9 @@ def load(source: str) -> Any:
       FileNotFoundError: nothing at a local path.
       ValueError: not such a model, or a preset without usable weights.
     """
-    return {"preset": _load_preset, "file": _load_file, "saved_model": _load_keras2}[kind_of(source)](
-        source
-    )
+    return {"preset": _load_preset, "file": _load_file, "saved_model": _load_keras2}[
+        kind_of(source)
+    ](source)
 
 
 def kind_of(source: str) -> str:
