@@ -35,8 +35,8 @@ class FloatStorage:
     """How the float weights of one model are stored, by the arguments `tables` and `others`.
 
     - `tables`: token tables (Embedding and ReversibleEmbedding), the second table of an untied
-      ReversibleEmbedding, and a Dense or EinsumDense with as many outputs as a token table has rows
-      and as many inputs as it has columns (a head).
+      ReversibleEmbedding, and a head: a Dense or EinsumDense with as many outputs as a token table
+      has rows and as many inputs as it has columns, which is no part of a block.
     - `others`: every other Dense, EinsumDense, Conv1D and Conv2D kernel, and embeddings of
       positions and segments, of at least 1024 weights.
     """
@@ -64,6 +64,10 @@ class FloatStorage:
             for _, layer in nested_layers(model)
             if _is_token_table(layer)
         }
+        models = [model, *(layer for _, layer in nested_layers(model))]
+        self._outside_of_blocks = {
+            id(layer) for part in models if isinstance(part, keras.Model) for layer in part._layers
+        }
 
     @property
     def is_float(self) -> bool:
@@ -82,13 +86,19 @@ class FloatStorage:
             return None
         if _is_token_table(layer):
             return self._tables
-        is_product = isinstance(layer, (layers.Dense, layers.EinsumDense))
-        # A square kernel says nothing: it may be any projection of a model with few tokens.
-        if is_product and layout.n != layout.k and (layout.n, layout.k) in self._table_shapes:
+        if self._is_head(layer, layout):
             return self._tables or self._others
         if isinstance(layer, layers.Conv3D) or math.prod(layout.kernel_shape) < MIN_ELEMENTS:
             return None
         return self._others
+
+    def _is_head(self, layer: keras.Layer, layout: KernelLayout) -> bool:
+        return (
+            isinstance(layer, (layers.Dense, layers.EinsumDense))
+            and (layout.n, layout.k) in self._table_shapes
+            and layout.n != layout.k  # a toy's vocabulary: it may be any projection
+            and id(layer) in self._outside_of_blocks
+        )
 
     def head(self, layer: keras.Layer) -> WeightStorage | None:
         """The storage of an untied ReversibleEmbedding's second table; None elsewhere."""
