@@ -21,6 +21,7 @@ ALLOWED = {
     "kernel_layout": set(),
     "runtime": set(),
     "op_times": {"runtime"},
+    "attention_op": {"composite"},
     "recognition": {"packing"},
     "keras_ternary": {"packing"},
     "importance": set(),

@@ -17,6 +17,8 @@
 
 namespace tfmot_ternary {
 
+struct AttentionKernel;  // attention.h
+
 // What a node keeps from init to free.
 struct OpState {
   OpOptions options;
@@ -29,6 +31,9 @@ struct OpState {
   std::shared_ptr<ThreadPool> pool;       // null: the calling thread alone
   const void* checked_packed = nullptr;   // constants whose values were found valid
   const void* checked_scales = nullptr;
+
+  const AttentionKernel* attention = nullptr;
+  std::shared_ptr<void> memory;  // what the op shares with others of its interpreter (layer_caches)
 
   std::vector<int> prepared_shapes;  // ranks and dims of all inputs and the output
 
@@ -44,6 +49,7 @@ class OpCall {
   OpCall(TfLiteContext* context, TfLiteNode* node, OpState* state)
       : context_(context), node_(node), state_(state) {}
 
+  TfLiteContext* context() const { return context_; }
   OpState* state() const { return state_; }
   const OpOptions& options() const { return state_->options; }
   ErrorText* error() { return &error_; }
@@ -104,6 +110,8 @@ extern const Op kRmsNormOp;
 extern const Op kLayerNormOp;
 extern const Op kActivationOp;
 extern const Op kRotaryOp;
+extern const Op kCachedAttentionOp;
+extern const Op kCachedRowsOp;
 
 // The life of a node, with errors reported through context->ReportError under the name of the op.
 OpState* InitOp(const Op& op, TfLiteContext* context, const void* options, size_t size);

@@ -47,18 +47,30 @@ constexpr TextOption kTextOptions[] = {
      [](const char* token, OpOptions* options) {
        return ParsePairLayout(token, &options->output_layout);
      }},
+    {"cache_type", kOptionCacheType, "\"float32\", \"float16\" or \"int8\"",
+     [](const char* token, OpOptions* options) {
+       return ParseCacheType(token, &options->cache_type);
+     }},
+    {"part", kOptionPart, "\"key\" or \"value\"",
+     [](const char* token, OpOptions* options) {
+       options->part = std::strcmp(token, "key") == 0 ? CachePart::kKey : CachePart::kValue;
+       return options->part == CachePart::kKey || std::strcmp(token, "value") == 0;
+     }},
 };
 
-// Integer options other than group_size: at least 1, at most `maximum`.
+// Integer options other than group_size: at least `minimum`, at most `maximum`.
 struct IntegerOption {
   const char* name;
   uint32_t bit;
   int64_t maximum;
   int64_t OpOptions::* member;
+  int64_t minimum = 1;
 };
 
 // TF Lite counts in int32; kernels and steps of 65536 pixels are beyond any image it can hold.
 constexpr int64_t kMaxPixels = 65536;
+// Positions of a cache: beyond any language model's.
+constexpr int64_t kMaxCacheLength = 1 << 24;
 
 constexpr IntegerOption kIntegerOptions[] = {
     {"k", kOptionK, kMaxK, &OpOptions::k},
@@ -68,6 +80,8 @@ constexpr IntegerOption kIntegerOptions[] = {
     {"stride_w", kOptionStride, kMaxPixels, &OpOptions::stride_w},
     {"dilation_h", kOptionDilation, kMaxPixels, &OpOptions::dilation_h},
     {"dilation_w", kOptionDilation, kMaxPixels, &OpOptions::dilation_w},
+    {"layer", kOptionLayer, INT32_MAX, &OpOptions::layer, 0},
+    {"cache_length", kOptionCacheLength, kMaxCacheLength, &OpOptions::cache_length},
 };
 
 // Real options: at least `minimum`, finite in float32.
@@ -81,6 +95,8 @@ struct RealOption {
 constexpr RealOption kRealOptions[] = {
     {"epsilon", kOptionEpsilon, 0.0f, &OpOptions::epsilon},
     {"amplitude", kOptionAmplitude, 0.0f, &OpOptions::amplitude},
+    {"scale", kOptionScale, 0.0f, &OpOptions::scale},
+    {"soft_cap", kOptionSoftCap, 0.0f, &OpOptions::soft_cap},
 };
 
 constexpr char kGroupSizeName[] = "group_size";
@@ -110,10 +126,11 @@ bool ReadText(const TextOption& option, const Entry& entry, OpOptions* options, 
 
 bool ReadInteger(const IntegerOption& option, const Entry& entry, OpOptions* options,
                  ErrorText* error) {
-  if (entry.kind != Kind::kInteger || entry.integer < 1 || entry.integer > option.maximum) {
+  if (entry.kind != Kind::kInteger || entry.integer < option.minimum ||
+      entry.integer > option.maximum) {
     char expected[64];
-    std::snprintf(expected, sizeof(expected), "an integer from 1 to %lld",
-                  static_cast<long long>(option.maximum));
+    std::snprintf(expected, sizeof(expected), "an integer from %lld to %lld",
+                  static_cast<long long>(option.minimum), static_cast<long long>(option.maximum));
     return WrongKind(entry, expected, error);
   }
   options->*option.member = entry.integer;

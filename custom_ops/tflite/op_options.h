@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "custom_ops/kernels/attention_cache.h"
 #include "custom_ops/kernels/conv2d.h"
 #include "custom_ops/kernels/epilogue.h"
 #include "custom_ops/kernels/format.h"
@@ -30,7 +31,16 @@ enum OptionBit : uint32_t {
   kOptionAmplitude = 1u << 11,
   kOptionInputLayout = 1u << 12,
   kOptionOutputLayout = 1u << 13,
+  kOptionLayer = 1u << 16,
+  kOptionCacheLength = 1u << 17,
+  kOptionCacheType = 1u << 18,
+  kOptionScale = 1u << 19,
+  kOptionSoftCap = 1u << 20,
+  kOptionPart = 1u << 21,
 };
+
+// What cached_rows keeps: a layer has a cache for each.
+enum class CachePart : uint8_t { kKey, kValue };
 
 // Values of left-out options are the defaults below.
 struct OpOptions {
@@ -48,6 +58,12 @@ struct OpOptions {
   float amplitude = 1.0f;  // of the cosines and sines of rotary
   PairLayout input_layout = PairLayout::kHalves;
   PairLayout output_layout = PairLayout::kHalves;
+  int64_t layer = 0;  // tells the caches of an interpreter apart
+  int64_t cache_length = 0;
+  CacheType cache_type = CacheType::kFloat32;
+  float scale = 1.0f;     // of attention scores
+  float soft_cap = 0.0f;  // 0: none
+  CachePart part = CachePart::kKey;
 };
 
 // Reads `size` bytes at `data`. `allowed` and `required` are sets of OptionBit. Returns false with

@@ -31,7 +31,8 @@ const OpEntry* AllOps() {
   static const OpEntry entries[kOpCount] = {
       MakeEntry<&kFullyConnectedOp>(), MakeEntry<&kConv2DOp>(),  MakeEntry<&kEmbeddingLookupOp>(),
       MakeEntry<&kUnpackOp>(),         MakeEntry<&kRmsNormOp>(), MakeEntry<&kLayerNormOp>(),
-      MakeEntry<&kActivationOp>(),     MakeEntry<&kRotaryOp>(),
+      MakeEntry<&kActivationOp>(),     MakeEntry<&kRotaryOp>(),  MakeEntry<&kCachedAttentionOp>(),
+      MakeEntry<&kCachedRowsOp>(),
   };
   return entries;
 }

@@ -12,7 +12,7 @@ struct OpEntry {
   TfLiteRegistration registration;  // for an OpResolver
 };
 
-constexpr int kOpCount = 8;
+constexpr int kOpCount = 10;
 
 // kOpCount entries.
 const OpEntry* AllOps();

@@ -48,6 +48,7 @@ struct TypeText {
                        : type == kTfLiteUInt8 ? "uint8"
                        : type == kTfLiteInt64 ? "int64"
                        : type == kTfLiteInt8  ? "int8"
+                       : type == kTfLiteBool  ? "bool"
                                               : nullptr;
     if (name != nullptr) {
       std::snprintf(text, sizeof(text), "%s", name);

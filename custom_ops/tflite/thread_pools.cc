@@ -9,15 +9,6 @@ namespace {
 
 using PoolKey = std::pair<const void*, int>;
 
-// What tells interpreters apart. The subgraphs of an interpreter have a context each, but share the
-// external context in which the builtin kernels keep their own threads.
-const void* InterpreterIdentity(TfLiteContext* context) {
-  const void* shared = context->GetExternalContext != nullptr
-                           ? context->GetExternalContext(context, kTfLiteCpuBackendContext)
-                           : nullptr;
-  return shared != nullptr ? shared : context;
-}
-
 // Never destroyed: an interpreter may outlive the static objects of this library.
 struct Pools {
   std::mutex mutex;
@@ -30,6 +21,15 @@ Pools& AllPools() {
 }
 
 }  // namespace
+
+const void* InterpreterIdentity(TfLiteContext* context) {
+  // The subgraphs have a context each, but share the external context in which the builtin kernels
+  // keep their own threads.
+  const void* shared = context->GetExternalContext != nullptr
+                           ? context->GetExternalContext(context, kTfLiteCpuBackendContext)
+                           : nullptr;
+  return shared != nullptr ? shared : context;
+}
 
 std::shared_ptr<ThreadPool> AcquireThreadPool(TfLiteContext* context, int num_threads) {
   if (num_threads <= 1) return nullptr;

@@ -46,6 +46,7 @@ enum TfLiteType {
   kTfLiteInt32 = 2,
   kTfLiteUInt8 = 3,
   kTfLiteInt64 = 4,
+  kTfLiteBool = 6,
   kTfLiteInt8 = 9
 };
 
@@ -238,7 +239,7 @@ static_assert(sizeof(TfLiteStatus) == 4, "TfLiteStatus");
 static_assert(sizeof(TfLiteType) == 4, "TfLiteType");
 static_assert(sizeof(TfLiteAllocationType) == 4, "TfLiteAllocationType");
 static_assert(kTfLiteFloat32 == 1 && kTfLiteInt32 == 2 && kTfLiteUInt8 == 3 && kTfLiteInt64 == 4 &&
-                  kTfLiteInt8 == 9,
+                  kTfLiteBool == 6 && kTfLiteInt8 == 9,
               "TfLiteType values");
 static_assert(kTfLiteMmapRo == 1 && kTfLiteArenaRw == 2 && kTfLiteDynamic == 4 &&
                   kTfLitePersistentRo == 5,
