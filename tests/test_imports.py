@@ -127,6 +127,10 @@ ALLOWED = {
     "op_arithmetic": {"packing"},
     "composite": set(),
     "fused_ops": {"composite"},
+    "layer_replacement": set(),
+    "fused_norms": {"fused_ops", "layer_replacement"},
+    "fused_rotary": {"fused_ops", "layer_replacement"},
+    "fused_layers": {"fused_norms", "fused_ops", "fused_rotary", "layer_replacement"},
     "ops": {"composite", "op_arithmetic", "packing"},
     "weight_storage": {"initializers", "integer_weights", "packing", "quantizers"},
     "keras3_storage": {

@@ -10,6 +10,7 @@
 
 #include "custom_ops/kernels/check.h"
 #include "custom_ops/tflite/fake_interpreter.h"
+#include "custom_ops/tflite/ops.h"
 #include "third_party/tflite/c_api.h"
 
 namespace tflite {
@@ -57,8 +58,9 @@ const std::map<std::string, TfLiteRegistration>& Ops() {
 }
 
 void TestNames() {
-  CHECK_EQUAL(Ops().size(), size_t{4}, "ops");
-  for (const char* name : {"fully_connected", "conv2d", "embedding_lookup", "unpack"}) {
+  CHECK_EQUAL(Ops().size(), static_cast<size_t>(kOpCount), "ops");
+  for (const char* name : {"fully_connected", "conv2d", "embedding_lookup", "unpack", "rms_norm",
+                           "layer_norm", "activation", "rotary"}) {
     const std::string full = std::string("tfmot_ternary.") + name;
     CHECK_TRUE(Ops().count(full) == 1, full);
     if (Ops().count(full) == 0) continue;
