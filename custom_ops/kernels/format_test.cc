@@ -85,6 +85,23 @@ void CheckRoundTrips() {
   }
 }
 
+// At every place of a row of several runs and of a rest.
+void CheckPlacesOfInvalidBytes() {
+  constexpr int64_t kBytes = 2 * 1024 + 77;
+  for (Format format : {Format::kT2, Format::kT5}) {
+    const int64_t k = kBytes / kBlockBytes * kBlockBytes * FieldsPerByte(format) +
+                      kBytes % kBlockBytes * FieldsPerByte(format);
+    Aligned<uint8_t> row(RowBytes(format, k));
+    for (int64_t i = 0; i < RowBytes(format, k); ++i) row.data()[i] = 0;
+    for (int64_t i = 0; i < RowBytes(format, k); ++i) {
+      row.data()[i] = format == Format::kT2 ? 0xC0 : 243;
+      CHECK_EQUAL(FindInvalidByte(format, row.data(), k), i, FormatToken(format));
+      row.data()[i] = format == Format::kT2 ? 0xAA : 242;
+      CHECK_EQUAL(FindInvalidByte(format, row.data(), k), -1, FormatToken(format));
+    }
+  }
+}
+
 void CheckInvalidBytes() {
   for (int value = 0; value < 256; ++value) {
     uint8_t row[68] = {};
@@ -107,5 +124,6 @@ int main() {
   tfmot_ternary::CheckSizes();
   tfmot_ternary::CheckRoundTrips();
   tfmot_ternary::CheckInvalidBytes();
+  tfmot_ternary::CheckPlacesOfInvalidBytes();
   return tfmot_ternary::Finish("format_test");
 }
