@@ -16,7 +16,7 @@ from model_builder import ModelBuilder, flexbuffer
 
 from tfmot_ternary import packing, runtime
 
-FORMATS = ("t2", "t5", "b1")
+FORMATS = ("t2", "t5", "b1", "i8", "i4")
 GROUP_SIZES = ("tensor", 0, 32, 64, 128, 256)
 WAYS = (("litert", "delegate"), ("tf", "delegate"), ("tf", "resolver"))
 

@@ -38,7 +38,9 @@ def golden_rows() -> list[tuple[str, np.ndarray, np.ndarray]]:
         if line.startswith("#"):
             continue
         weight_format, _, signs, digits = line.split()
-        codes = np.array([[SIGNS[sign] for sign in signs]], np.int8)
+        integers = weight_format in packing.INTEGER_FORMATS
+        values = map(int, signs.split(",")) if integers else (SIGNS[sign] for sign in signs)
+        codes = np.array([list(values)], np.int8)
         rows.append((weight_format, codes, np.frombuffer(bytes.fromhex(digits), np.uint8)[None]))
     return rows
 
@@ -51,7 +53,7 @@ def test_golden_files_are_what_their_writer_writes():
 
 def test_golden_vectors():
     rows = golden_rows()
-    assert len(rows) == 57
+    assert len(rows) == 95
     for weight_format, codes, packed in rows:
         k = codes.shape[1]
         np.testing.assert_array_equal(packing.pack(codes, weight_format), packed)

@@ -24,7 +24,7 @@ __all__ = ["conv2d", "embedding_lookup", "fully_connected", "unpack"]
 
 ACTIVATION_TYPES = ("int8", "float32")
 # The operators' limit (MaxK in custom_ops/kernels/format.h): sums stay inside int32.
-MAX_K = {"t2": 1 << 22, "t5": 1 << 22, "b1": 1 << 22, "i8": 1 << 17, "i4": 1 << 20}
+MAX_K = {"t2": 1 << 22, "t5": 1 << 22, "b1": 1 << 22, "i8": 1 << 16, "i4": 1 << 16}
 
 
 @tf.autograph.experimental.do_not_convert
@@ -192,7 +192,7 @@ def unpack(
 def _fully_connected_composite(
     weight_format: str, group_size: int, activation: str, activations: str
 ) -> Any:
-    options = {
+    options: dict[str, Any] = {
         "weight_format": weight_format,
         "group_size": group_size,
         "activation": activation,
@@ -275,7 +275,11 @@ def _conv2d_composite(
 
 @functools.cache
 def _embedding_lookup_composite(weight_format: str, group_size: int, k: int) -> Any:
-    options = {"weight_format": weight_format, "group_size": group_size, "k": k}
+    options: dict[str, Any] = {
+        "weight_format": weight_format,
+        "group_size": group_size,
+        "k": k,
+    }
 
     def body(ids: tf.Tensor, packed: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
         flat = tf.reshape(ids, [-1])
@@ -290,7 +294,11 @@ def _embedding_lookup_composite(weight_format: str, group_size: int, k: int) -> 
 
 @functools.cache
 def _unpack_composite(weight_format: str, group_size: int, k: int) -> Any:
-    options = {"weight_format": weight_format, "group_size": group_size, "k": k}
+    options: dict[str, Any] = {
+        "weight_format": weight_format,
+        "group_size": group_size,
+        "k": k,
+    }
 
     def body(packed: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
         return op_arithmetic.dequantize(

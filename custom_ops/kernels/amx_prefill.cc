@@ -283,6 +283,8 @@ void MultiplyScaled(const GemmTile& tile, const GemmInput& input, const float* s
 TFMOT_TERNARY_DEFINE(T2PrefillAmx, T2Codec)
 TFMOT_TERNARY_DEFINE(T5PrefillAmx, T5Codec)
 TFMOT_TERNARY_DEFINE(B1PrefillAmx, B1Codec)
+TFMOT_TERNARY_DEFINE(I8PrefillAmx, I8Codec)
+TFMOT_TERNARY_DEFINE(I4PrefillAmx, I4Codec)
 #undef TFMOT_TERNARY_DEFINE
 
 }  // namespace tfmot_ternary

@@ -43,10 +43,21 @@ TFMOT_TERNARY_AMX_INLINE __m512i Weights(const avx512::B1Codec::Block& block) {
 }
 
 template <class Codec, int f>
+TFMOT_TERNARY_AMX_INLINE __m512i WeightsOf(const typename Codec::Block& block) {
+  if constexpr (Codec::kFormat == Format::kI8 || Codec::kFormat == Format::kI4) {
+    constexpr int kOffset = DigitOffset(Codec::kFormat);
+    return _mm512_sub_epi8(Codec::template Digits<f>(block),
+                           _mm512_set1_epi8(static_cast<char>(kOffset)));
+  } else {
+    return Weights<f>(block);
+  }
+}
+
+template <class Codec, int f>
 TFMOT_TERNARY_AMX_INLINE void StoreWeights(const typename Codec::Block& block, int64_t step,
                                            int8_t* out) {
   if constexpr (f < Codec::kFields) {
-    _mm512_store_si512(out + f * step, Weights<f>(block));
+    _mm512_store_si512(out + f * step, WeightsOf<Codec, f>(block));
     StoreWeights<Codec, f + 1>(block, step, out);
   }
 }

@@ -105,6 +105,21 @@ struct VnniDot {
   static TFMOT_TERNARY_AVX2_INLINE Vector Widen(Vector acc) { return acc; }
 };
 
+// AVX2 for i8 and i4: vpmaddubsw would saturate, so bytes are widened to 16 bits first, the even
+// and the odd ones of each lane apart: all four products stay in it.
+struct WideDot {
+  static constexpr bool kWide = true;
+  static constexpr int kMaxM = 3;
+
+  static TFMOT_TERNARY_AVX2_INLINE void Add(Vector codes, Vector q, Vector* acc) {
+    const Vector even = _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0xff)),
+                                          _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
+    const Vector odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(q, 8));
+    *acc = Add32(*acc, Add32(even, odd));
+  }
+  static TFMOT_TERNARY_AVX2_INLINE Vector Widen(Vector acc) { return acc; }
+};
+
 // Sums of the 8 lanes of four vectors, in order.
 TFMOT_TERNARY_AVX2_INLINE __m128i SumLanes4(Vector a, Vector b, Vector c, Vector d) {
   const Vector ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));

@@ -1,9 +1,9 @@
 // AVX-512 building blocks: the codes of 64 packed bytes, field by field, and sums across lanes.
 //
-// Codes are unsigned (weight + 1 for t2 and t5; the bit for b1), because vpdpbusd multiplies
-// unsigned by signed bytes; kernels take the sum of q out once per row. A field is masked out of
-// its byte, not shifted: field f then holds a multiple of the code, has an accumulator of its own,
-// and is divided once per row.
+// Codes are unsigned (weight + DigitOffset; the bit for b1), because vpdpbusd multiplies unsigned
+// by signed bytes; kernels take the offset times the sum of q out once per row. A field is masked
+// out of its byte, not shifted: field f then holds a multiple of the code, has an accumulator of
+// its own, and is divided once per row.
 #ifndef TFMOT_TERNARY_KERNELS_AVX512_H_
 #define TFMOT_TERNARY_KERNELS_AVX512_H_
 
@@ -60,8 +60,8 @@ TFMOT_TERNARY_AVX512_INLINE __m512i LoadPart(const void* p, int64_t count) {
 
 // A codec makes a Block of 64 bytes. Field<f>(block) is the codes of field f, or a multiple of them
 // that belongs to Accumulator(f); Total adds the accumulators up to the sum of code * q, of which
-// the sum of weight * q is kSumFactor * total - sum of q. Digits<f>(block) is weight + 1 of field
-// f.
+// the sum of weight * q is kSumFactor * total - offset * sum of q. Digits<f>(block) is weight +
+// offset of field f.
 
 struct T2Codec {
   static constexpr Format kFormat = Format::kT2;
@@ -166,6 +166,49 @@ struct T5Codec {
   }
 };
 
+struct I8Codec {
+  static constexpr Format kFormat = Format::kI8;
+  static constexpr int kFields = 1;
+  static constexpr int kAccumulators = 1;
+  static constexpr int kSumFactor = 1;
+  using Block = __m512i;
+
+  static TFMOT_TERNARY_AVX512_INLINE Block MakeBlock(__m512i bytes) { return bytes; }
+  template <int f>
+  static TFMOT_TERNARY_AVX512_INLINE __m512i Field(const Block& block) {
+    return block;
+  }
+  template <int f>
+  static TFMOT_TERNARY_AVX512_INLINE __m512i Digits(const Block& block) {
+    return block;
+  }
+  static constexpr int Accumulator(int /*f*/) { return 0; }
+  static TFMOT_TERNARY_AVX512_INLINE __m512i Total(const __m512i* acc) { return acc[0]; }
+};
+
+struct I4Codec {
+  static constexpr Format kFormat = Format::kI4;
+  static constexpr int kFields = 2;
+  static constexpr int kAccumulators = 2;
+  static constexpr int kSumFactor = 1;
+  using Block = __m512i;
+
+  static TFMOT_TERNARY_AVX512_INLINE Block MakeBlock(__m512i bytes) { return bytes; }
+  template <int f>
+  static TFMOT_TERNARY_AVX512_INLINE __m512i Field(const Block& block) {
+    return _mm512_and_si512(block, _mm512_set1_epi8(static_cast<char>(15 << (4 * f))));
+  }
+  template <int f>
+  static TFMOT_TERNARY_AVX512_INLINE __m512i Digits(const Block& block) {
+    const __m512i shifted = f == 0 ? block : _mm512_srli_epi16(block, 4 * f);
+    return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+  }
+  static constexpr int Accumulator(int f) { return f; }
+  static TFMOT_TERNARY_AVX512_INLINE __m512i Total(const __m512i* acc) {
+    return _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 4));
+  }
+};
+
 // Sums of the 16 lanes of four vectors, in order.
 TFMOT_TERNARY_AVX512_INLINE __m128i SumLanes4(__m512i a, __m512i b, __m512i c, __m512i d) {
   const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -257,7 +300,7 @@ TFMOT_TERNARY_AVX512_INLINE void StoreFields(const typename Codec::Block& block,
   }
 }
 
-// Writes weight + 1 for `count` <= kPieceWeights weights; touches out[0, count + 63].
+// Writes weight + offset for `count` <= kPieceWeights weights; touches out[0, count + 63].
 template <class Codec>
 TFMOT_TERNARY_AVX512_INLINE void DecodePiece(const uint8_t* row, int64_t count, uint8_t* out) {
   constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;

@@ -240,20 +240,85 @@ TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmI
   }
 }
 
+// i8 and i4: a block of 16 rows, turned in registers, so that a sum needs no other lane (sums of
+// parts would not fit the 16 bits of SumParts). Field f and those after it.
+template <class Codec, int f>
+TFMOT_TERNARY_AVX512_INLINE void MultiplyTurned(const __m512i* columns, const int8_t* q,
+                                                GroupWriter* writer) {
+  if constexpr (f < Codec::kFields) {
+    constexpr int kHalf = kBlockBytes / 2;  // the smallest group
+    for (int half = 0; half < 2; ++half, columns += 8, q += kHalf) {
+      __m512i even = _mm512_setzero_si512();
+      __m512i odd = _mm512_setzero_si512();
+      for (int d = 0; d < 8; d += 2) {
+        DotBytes(Codec::template Field<f>(columns[d]), Broadcast4(q + 4 * d), &even);
+        DotBytes(Codec::template Field<f>(columns[d + 1]), Broadcast4(q + 4 * d + 4), &odd);
+      }
+      writer->Add(_mm512_srai_epi32(_mm512_add_epi32(even, odd), 8 / Codec::kFields * f % 8),
+                  kHalf);
+    }
+    MultiplyTurned<Codec, f + 1>(columns - 16, q, writer);
+  }
+}
+
+// The same for all rows of the tile and row i of x.
+template <class Codec>
+TFMOT_TERNARY_AVX512 void MultiplyIntegersOneRow(const GemmTile& tile, const GemmInput& input,
+                                                 int64_t i, int32_t* acc, const float* scales,
+                                                 float* scaled) {
+  constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
+  const uint8_t* ahead = tile.rows + PrefetchDistance(16 * tile.row_bytes);
+  for (int first = 0; first < tile.row_count; first += 16) {
+    const uint8_t* rows[16];
+    PointToRows(tile, first, rows);
+    GroupWriter writer;
+    writer.sums = input.sums + i * tile.groups;
+    writer.out = acc == nullptr ? nullptr : acc + first;
+    writer.scales = acc == nullptr ? scales + first : nullptr;
+    writer.scaled = acc == nullptr ? _mm512_load_ps(scaled + first) : _mm512_setzero_ps();
+    writer.group_size = tile.group_size;
+    writer.pending = _mm512_setzero_si512();
+    const int8_t* q = input.q + i * input.stride;
+    int64_t rest = tile.k;
+    for (int64_t offset = 0; rest >= kBlockWeights; offset += kBlockBytes) {
+      for (int line = 0; line < 16; ++line) Prefetch(ahead + line * kBlockBytes);
+      ahead += kTurnedBytes;
+      __m512i columns[16];
+      LoadColumns(rows, offset, kBlockBytes, columns);
+      MultiplyTurned<Codec, 0>(columns, q, &writer);
+      q += kBlockWeights;
+      rest -= kBlockWeights;
+    }
+    if (rest > 0) {
+      MultiplyShortBlock<Codec>(rows, (tile.k - rest) / Codec::kFields, rest, q, tile.scratch,
+                                &writer);
+    }
+    writer.Flush();
+    if (acc == nullptr) _mm512_store_ps(scaled + first, writer.scaled);
+  }
+}
+
 // Integers to `acc`, or where that is null, products with scales added to `scaled`.
 template <class Codec, int kGroup>
 void MultiplyGroups(const GemmTile& tile, const GemmInput& input, int32_t* acc, const float* scales,
                     float* scaled) {
   for (int64_t i = 0; i < input.m; ++i) {
-    MultiplyGroupsOneRow<Codec, kGroup>(
-        tile, input, i, acc == nullptr ? nullptr : acc + i * tile.groups * kTileRows, scales,
-        scaled == nullptr ? nullptr : scaled + i * kTileRows);
+    int32_t* to = acc == nullptr ? nullptr : acc + i * tile.groups * kTileRows;
+    float* scaled_to = scaled == nullptr ? nullptr : scaled + i * kTileRows;
+    if constexpr (Codec::kFields <= 2) {
+      MultiplyIntegersOneRow<Codec>(tile, input, i, to, scales, scaled_to);
+    } else {
+      MultiplyGroupsOneRow<Codec, kGroup>(tile, input, i, to, scales, scaled_to);
+    }
   }
 }
 
 template <class Codec>
 void MultiplyAnyGroups(const GemmTile& tile, const GemmInput& input, int32_t* acc,
                        const float* scales, float* scaled) {
+  if constexpr (Codec::kFields <= 2) {
+    return MultiplyGroups<Codec, 0>(tile, input, acc, scales, scaled);
+  }
   switch (tile.group_size) {
     case 32:
       return MultiplyGroups<Codec, 32>(tile, input, acc, scales, scaled);
@@ -312,6 +377,8 @@ size_t ScratchBytes(int64_t /*k*/) { return 2 * kTurnedBytes + 8 * kBlockBytes *
 TFMOT_TERNARY_DEFINE(T2DecodeAvx512Vnni, T2Codec)
 TFMOT_TERNARY_DEFINE(T5DecodeAvx512Vnni, T5Codec)
 TFMOT_TERNARY_DEFINE(B1DecodeAvx512Vnni, B1Codec)
+TFMOT_TERNARY_DEFINE(I8DecodeAvx512Vnni, I8Codec)
+TFMOT_TERNARY_DEFINE(I4DecodeAvx512Vnni, I4Codec)
 #undef TFMOT_TERNARY_DEFINE
 
 }  // namespace tfmot_ternary

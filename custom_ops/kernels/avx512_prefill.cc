@@ -61,7 +61,7 @@ struct Part {
   int64_t q_stride;
   const uint8_t* weights;
   int64_t dwords;  // of each row
-  // Sums of (weight + 1) * q from the pieces before, or null; and where they go while the group
+  // Sums of digit * q from the pieces before, or null; and where they go while the group
   // goes on, or null. [m, kTileRows], rows `partial_stride` apart.
   const int32_t* before;
   int32_t* partial;
@@ -262,6 +262,8 @@ size_t ScratchBytes(int64_t /*k*/) { return kPieceBytes + kBlockM * kTileRows * 
 TFMOT_TERNARY_DEFINE(T2PrefillAvx512Vnni, T2Codec)
 TFMOT_TERNARY_DEFINE(T5PrefillAvx512Vnni, T5Codec)
 TFMOT_TERNARY_DEFINE(B1PrefillAvx512Vnni, B1Codec)
+TFMOT_TERNARY_DEFINE(I8PrefillAvx512Vnni, I8Codec)
+TFMOT_TERNARY_DEFINE(I4PrefillAvx512Vnni, I4Codec)
 #undef TFMOT_TERNARY_DEFINE
 
 }  // namespace tfmot_ternary

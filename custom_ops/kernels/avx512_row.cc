@@ -20,13 +20,13 @@ constexpr uint8_t Pairs(int value) {
 template <class Codec>
 TFMOT_TERNARY_AVX512 void UnpackCodes(const uint8_t* row, int64_t k, int8_t* out) {
   alignas(64) uint8_t codes[kDecodedStride];
-  const __m512i one = _mm512_set1_epi8(1);
+  const __m512i offset = _mm512_set1_epi8(static_cast<char>(DigitOffset(Codec::kFormat)));
   for (int64_t begin = 0; begin < k; begin += kPieceWeights<Codec>) {
     const int64_t count = std::min(kPieceWeights<Codec>, k - begin);
     DecodePiece<Codec>(row, count, codes);
     row += kPieceWeights<Codec> / Codec::kFields;
     for (int64_t i = 0; i < count; i += 64) {
-      const __m512i weights = _mm512_sub_epi8(Load(codes + i), one);
+      const __m512i weights = _mm512_sub_epi8(Load(codes + i), offset);
       const __mmask64 mask = count - i >= 64 ? ~uint64_t{0} : ~uint64_t{0} >> (64 - (count - i));
       _mm512_mask_storeu_epi8(out + begin + i, mask, weights);
     }
@@ -86,6 +86,8 @@ alignas(64) const uint8_t T5Codec::kPairs[128] = {
 void T2UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out);
 void T5UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out);
 void B1UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out);
+void I8UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out);
+void I4UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out);
 
 void T2UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out) {
   avx512::UnpackCodes<avx512::T2Codec>(row, k, out);
@@ -95,6 +97,12 @@ void T5UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out) {
 }
 void B1UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out) {
   avx512::UnpackCodes<avx512::B1Codec>(row, k, out);
+}
+void I8UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out) {
+  avx512::UnpackCodes<avx512::I8Codec>(row, k, out);
+}
+void I4UnpackAvx512(const uint8_t* row, int64_t k, int8_t* out) {
+  avx512::UnpackCodes<avx512::I4Codec>(row, k, out);
 }
 
 TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(Avx512Row,

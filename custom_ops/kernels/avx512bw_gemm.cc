@@ -72,6 +72,20 @@ struct PairDot {
   static TFMOT_TERNARY_AVX512_INLINE Vector Widen(Vector acc) { return AddPairs16(acc); }
 };
 
+// As avx2::WideDot.
+struct WideDot {
+  static constexpr bool kWide = true;
+  static constexpr int kMaxM = 8;
+
+  static TFMOT_TERNARY_AVX512_INLINE void Add(Vector codes, Vector q, Vector* acc) {
+    const Vector even = _mm512_madd_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0xff)),
+                                          _mm512_srai_epi16(_mm512_slli_epi16(q, 8), 8));
+    const Vector odd = _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), _mm512_srai_epi16(q, 8));
+    *acc = Add32(*acc, Add32(even, odd));
+  }
+  static TFMOT_TERNARY_AVX512_INLINE Vector Widen(Vector acc) { return acc; }
+};
+
 TFMOT_TERNARY_AVX512_INLINE __m128i SumLanes4(Vector a, Vector b, Vector c, Vector d) {
   return avx512::SumLanes4(a, b, c, d);
 }
@@ -117,6 +131,8 @@ namespace tfmot_ternary {
 TFMOT_TERNARY_DEFINE_GEMM(avx512bw, T2, Avx512Bw, T2Codes, PairDot)
 TFMOT_TERNARY_DEFINE_GEMM(avx512bw, T5, Avx512Bw, T5Codes, PairDot)
 TFMOT_TERNARY_DEFINE_GEMM(avx512bw, B1, Avx512Bw, B1Codes, PairDot)
+TFMOT_TERNARY_DEFINE_GEMM(avx512bw, I8, Avx512Bw, I8Codes, WideDot)
+TFMOT_TERNARY_DEFINE_GEMM(avx512bw, I4, Avx512Bw, I4Codes, WideDot)
 
 }  // namespace tfmot_ternary
 

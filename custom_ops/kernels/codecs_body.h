@@ -7,8 +7,9 @@
 //
 // A codec makes a Block of a vector of packed bytes. Field<f>(block) is the codes of field f, or
 // 2^n times them, n = Shift(f): fields are masked out of their bytes rather than shifted. Codes are
-// unsigned, because byte products are unsigned times signed: weight + 1, or the bit for b1; the sum
-// of weight * q is kSumFactor times the sum of code * q, less the sum of q.
+// unsigned, because byte products are unsigned times signed: weight + DigitOffset(format), or the
+// bit for b1; the sum of weight * q is kSumFactor times the sum of code * q, less the offset times
+// the sum of q. Digits<f>(block) is weight + offset.
 //
 // kWide: sums of products have 32 bits, and every mask its own accumulator. Otherwise they have 16:
 // a pair of codes times int8 is 512 in magnitude at most (b1: 256), so that fields hold at most 4
@@ -142,9 +143,58 @@ struct T5Codes {
   }
 };
 
+// A byte holds too much for sums of 16 bits.
+template <bool kWide>
+struct I8Codes {
+  static_assert(kWide, "sums of 32 bits");
+  static constexpr Format kFormat = Format::kI8;
+  static constexpr int kFields = 1;
+  static constexpr int kAccumulators = 1;
+  static constexpr int kStep = 0;
+  static constexpr int kSumFactor = 1;
+  using Block = Vector;
+
+  static TFMOT_TERNARY_VECTOR_INLINE Block MakeBlock(Vector bytes) { return bytes; }
+  static constexpr int Accumulator(int /*f*/) { return 0; }
+  static constexpr int Shift(int /*f*/) { return 0; }
+  template <int f>
+  static TFMOT_TERNARY_VECTOR_INLINE Vector Field(const Block& block) {
+    return block;
+  }
+  template <int f>
+  static TFMOT_TERNARY_VECTOR_INLINE Vector Digits(const Block& block) {
+    return block;
+  }
+};
+
+template <bool kWide>
+struct I4Codes {
+  static_assert(kWide, "sums of 32 bits");
+  static constexpr Format kFormat = Format::kI4;
+  static constexpr int kFields = 2;
+  static constexpr int kAccumulators = 2;
+  static constexpr int kStep = 4;
+  static constexpr int kSumFactor = 1;
+  using Block = Vector;
+
+  static TFMOT_TERNARY_VECTOR_INLINE Block MakeBlock(Vector bytes) { return bytes; }
+  static constexpr int Accumulator(int f) { return f; }
+  static constexpr int Shift(int f) { return 4 * f; }
+  template <int f>
+  static TFMOT_TERNARY_VECTOR_INLINE Vector Field(const Block& block) {
+    return And(block, Set8(15 << (4 * f)));
+  }
+  template <int f>
+  static TFMOT_TERNARY_VECTOR_INLINE Vector Digits(const Block& block) {
+    return And(ShiftBits16<4 * f>(block), Set8(15));
+  }
+};
+
 using T2Codec = T2Codes<false>;
 using T5Codec = T5Codes<false>;
 using B1Codec = B1Codes<false>;
+using I8Codec = I8Codes<true>;
+using I4Codec = I4Codes<true>;
 
 // Stores the digits of `count` vectors of packed bytes: field f, then those after it, `step` bytes
 // apart.
@@ -166,7 +216,7 @@ constexpr int64_t kPieceWeights = Codec::kFormat == Format::kT5 ? 1280 : 1024;
 // Bytes of a decoded piece: a short block is stored 64 bytes at a time.
 constexpr int64_t kDecodedBytes = 1280 + 64;
 
-// Writes weight + 1 for `count` <= kPieceWeights weights; touches out[0, count + 63].
+// Writes weight + offset for `count` <= kPieceWeights weights; touches out[0, count + 63].
 template <class Codec>
 TFMOT_TERNARY_VECTOR_INLINE void DecodePiece(const uint8_t* row, int64_t count, uint8_t* out) {
   constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;

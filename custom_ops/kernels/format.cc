@@ -6,7 +6,7 @@
 namespace tfmot_ternary {
 namespace {
 
-constexpr const char* kTokens[kFormatCount] = {"t2", "t5", "b1"};
+constexpr const char* kTokens[kFormatCount] = {"t2", "t5", "b1", "i8", "i4"};
 
 // kPower = 3^f: dividing by a constant becomes a multiplication.
 template <int kPower>
@@ -34,6 +34,14 @@ void UnpackField(Format format, const uint8_t* bytes, int64_t count, int f, int8
     case Format::kB1:
       for (int64_t j = 0; j < count; ++j) {
         out[j] = static_cast<int8_t>(2 * ((bytes[j] >> f) & 1) - 1);
+      }
+      break;
+    case Format::kI8:
+      for (int64_t j = 0; j < count; ++j) out[j] = static_cast<int8_t>(bytes[j] - 128);
+      break;
+    case Format::kI4:
+      for (int64_t j = 0; j < count; ++j) {
+        out[j] = static_cast<int8_t>(((bytes[j] >> (4 * f)) & 15) - 8);
       }
       break;
   }

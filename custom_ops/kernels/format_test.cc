@@ -19,7 +19,7 @@ void CheckTokens() {
     CHECK_TRUE(ParseFormat(FormatToken(format), &parsed), FormatToken(format));
     CHECK_TRUE(parsed == format, FormatToken(format));
   }
-  for (const char* wrong : {"", "t", "t3", "T2", "t2 ", "b"}) {
+  for (const char* wrong : {"", "t", "t3", "T2", "t2 ", "b", "i2"}) {
     Format format = Format::kT5;
     CHECK_TRUE(!ParseFormat(wrong, &format) && format == Format::kT5, wrong);
   }
@@ -62,6 +62,10 @@ void CheckSizes() {
   CHECK_EQUAL(RowBytes(Format::kT5, 2048), 412, "t5");
   CHECK_EQUAL(RowBytes(Format::kB1, 1), 4, "b1");
   CHECK_EQUAL(RowBytes(Format::kB1, 2048), 256, "b1");
+  CHECK_EQUAL(RowBytes(Format::kI8, 2048), 2048, "i8");
+  CHECK_EQUAL(RowBytes(Format::kI8, 65), 68, "i8");
+  CHECK_EQUAL(RowBytes(Format::kI4, 2048), 1024, "i4");
+  CHECK_EQUAL(RowBytes(Format::kI4, 129), 68, "i4");
   // At most 1.7 bits per weight in t5 for multiples of 256.
   for (int64_t k = 256; k <= 65536; k += 256) {
     CHECK_TRUE(80 * RowBytes(Format::kT5, k) <= 17 * 8 * k, "k=" + std::to_string(k));
@@ -112,6 +116,15 @@ void CheckInvalidBytes() {
     CHECK_EQUAL(FindInvalidByte(Format::kT5, row, 321), value > 242 ? 67 : -1,
                 std::to_string(value));
     CHECK_EQUAL(FindInvalidByte(Format::kB1, row, 513), -1, std::to_string(value));
+    CHECK_EQUAL(FindInvalidByte(Format::kI8, row, 65), -1, std::to_string(value));
+    CHECK_EQUAL(FindInvalidByte(Format::kI4, row, 129), -1, std::to_string(value));
+    // Byte 67: the last weight of i8, and of i4 weight 131, whose row is longer by the upper digit.
+    int8_t codes[136];
+    UnpackRow(Format::kI8, row, 68, codes);
+    CHECK_EQUAL(codes[67], value - 128, std::to_string(value));
+    UnpackRow(Format::kI4, row, 136, codes);
+    CHECK_EQUAL(codes[131], value % 16 - 8, std::to_string(value));
+    CHECK_EQUAL(codes[135], value / 16 - 8, std::to_string(value));
   }
 }
 

@@ -39,7 +39,7 @@ constexpr int64_t kMaxTiledK = 32768;
 struct GemmInput {
   const int8_t* q;      // [m, stride], zero from k on; 64-byte aligned
   int64_t stride;       // ActivationStride(k)
-  const int32_t* sums;  // [m, groups]: the sum of q over each group
+  const int32_t* sums;  // [m, groups]: DigitOffset(format) * the sum of q over each group
   int64_t m;
   // Where the outputs of the rows will be written, y_stride floats apart; null if unknown. A kernel
   // that takes many rows at once brings those lines into the cache while it computes (measured at

@@ -21,7 +21,7 @@ constexpr uint64_t kGemmSeed = 20251120;
 enum class ActivationPattern { kRandom, kHigh, kLow, kLowest, kAlternating };
 
 inline const char* Name(WeightPattern pattern) {
-  static constexpr const char* kNames[] = {"random", "all +1", "all -1", "all 0"};
+  static constexpr const char* kNames[] = {"random", "all high", "all low", "all 0"};
   return kNames[static_cast<int>(pattern)];
 }
 
@@ -65,7 +65,7 @@ struct Problem {
       for (int64_t j = 0; j < k; ++j) {
         const int value = Value(j, random);
         q[i * ActivationStride(k) + j] = static_cast<int8_t>(value);
-        sums[i * groups + j / group_size] += value;
+        sums[i * groups + j / group_size] += DigitOffset(format) * value;
       }
     }
   }

@@ -117,8 +117,8 @@ void CheckSizes(Format format, GemmTest* test) {
     }
   }
   for (int64_t group_size : kGroupSizes) {
-    test->Check(format, 100000, group_size, WeightPattern::kRandom, ActivationPattern::kRandom,
-                {{{kTileRows}, {1, 2, 17}}});
+    test->Check(format, std::min<int64_t>(100000, MaxK(format)), group_size, WeightPattern::kRandom,
+                ActivationPattern::kRandom, {{{kTileRows}, {1, 2, 17}}});
   }
 }
 
@@ -136,14 +136,15 @@ void CheckExtremes(Format format, GemmTest* test) {
         }
       }
       for (int64_t group_size : {0, 128}) {
-        test->Check(format, 99999, group_size, weights, activations, {{{kTileRows}, {1, 5}}});
+        test->Check(format, std::min<int64_t>(99999, MaxK(format) - 1), group_size, weights,
+                    activations, {{{kTileRows}, {1, 5}}});
       }
     }
   }
   // The longest row that the ops take.
   for (WeightPattern weights : {WeightPattern::kPlus, WeightPattern::kMinus}) {
     for (ActivationPattern activations : {ActivationPattern::kHigh, ActivationPattern::kLowest}) {
-      test->Check(format, kMaxK, 0, weights, activations, {{{4}, {1, 2}}});
+      test->Check(format, MaxK(format), 0, weights, activations, {{{4}, {1, 2}}});
     }
   }
 }

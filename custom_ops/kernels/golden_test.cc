@@ -26,8 +26,15 @@ std::vector<uint8_t> Bytes(const std::string& hex) {
   return bytes;
 }
 
-std::vector<int8_t> Codes(const std::string& signs) {
+// Signs, or integers with commas between them.
+std::vector<int8_t> Codes(Format format, const std::string& signs) {
   std::vector<int8_t> codes;
+  if (format == Format::kI8 || format == Format::kI4) {
+    std::istringstream words(signs);
+    std::string word;
+    while (std::getline(words, word, ',')) codes.push_back(static_cast<int8_t>(std::stoi(word)));
+    return codes;
+  }
   for (char sign : signs) codes.push_back(sign == '+' ? 1 : sign == '-' ? -1 : 0);
   return codes;
 }
@@ -47,7 +54,7 @@ int CheckPacking() {
     Format format = Format::kT2;
     CHECK_TRUE(ParseFormat(token.c_str(), &format), line);
     const std::vector<uint8_t> packed = Bytes(hex);
-    const std::vector<int8_t> codes = Codes(signs);
+    const std::vector<int8_t> codes = Codes(format, signs);
     CHECK_EQUAL(RowBytes(format, k), static_cast<int64_t>(packed.size()), line);
     CHECK_EQUAL(FindInvalidByte(format, packed.data(), k), -1, line);
     std::vector<uint8_t> repacked(packed.size());
@@ -130,7 +137,7 @@ int main() {
   const int rows = tfmot_ternary::CheckPacking();
   const int cases = tfmot_ternary::CheckFullyConnected();
   std::printf("%d packed rows, %d products\n", rows, cases);
-  CHECK_EQUAL(rows, 57, "tests/golden/packing.txt has 3 formats of 19 rows");
-  CHECK_EQUAL(cases, 21, "tests/golden/fully_connected.txt has 3 formats of 7 cases");
+  CHECK_EQUAL(rows, 95, "tests/golden/packing.txt has 5 formats of 19 rows");
+  CHECK_EQUAL(cases, 35, "tests/golden/fully_connected.txt has 5 formats of 7 cases");
   return tfmot_ternary::Finish("golden_test");
 }

@@ -21,8 +21,9 @@ namespace neon {
 constexpr int kVectorBytes = 16;
 
 // A codec makes a Block of 16 packed bytes. Digits<f>(block) are signed bytes for field f, of which
-// the weights are kFactor * digit - kOffset; Field<f>(block) is a multiple of them, 2^Shift(f),
-// that has an accumulator, Accumulator(f), of its own. Packed bytes kNeutral have digits 0.
+// the weights are kFactor * digit - kOffset, and kOffset is 0 or DigitOffset(kFormat);
+// Field<f>(block) is a multiple of them, 2^Shift(f), that has an accumulator, Accumulator(f), of
+// its own. Packed bytes kNeutral have digits 0.
 
 // Digits 0 to 2.
 struct T2Codec {
@@ -149,6 +150,57 @@ struct B1Codec {
   }
 };
 
+// Digits -128 to 127.
+struct I8Codec {
+  static constexpr Format kFormat = Format::kI8;
+  static constexpr int kFields = 1;
+  static constexpr int kFactor = 1;
+  static constexpr int kOffset = 0;
+  static constexpr uint8_t kNeutral = 128;
+  static constexpr int kLargestDigit = 128;
+  static constexpr bool kMasks = false;
+  using Block = uint8x16_t;
+
+  static TFMOT_TERNARY_NEON_INLINE Block MakeBlock(uint8x16_t bytes) { return bytes; }
+  template <int f>
+  static TFMOT_TERNARY_NEON_INLINE int8x16_t Digits(const Block& block) {
+    return vreinterpretq_s8_u8(veorq_u8(block, vdupq_n_u8(128)));
+  }
+  static constexpr int kAccumulators = 1;
+  static constexpr int Accumulator(int /*f*/) { return 0; }
+  static constexpr int Shift(int /*f*/) { return 0; }
+  template <int f>
+  static TFMOT_TERNARY_NEON_INLINE int8x16_t Field(const Block& block) {
+    return Digits<f>(block);
+  }
+};
+
+// Digits 0 to 15.
+struct I4Codec {
+  static constexpr Format kFormat = Format::kI4;
+  static constexpr int kFields = 2;
+  static constexpr int kFactor = 1;
+  static constexpr int kOffset = 8;
+  static constexpr uint8_t kNeutral = 0;
+  static constexpr int kLargestDigit = 15;
+  static constexpr bool kMasks = false;
+  using Block = uint8x16_t;
+
+  static TFMOT_TERNARY_NEON_INLINE Block MakeBlock(uint8x16_t bytes) { return bytes; }
+  template <int f>
+  static TFMOT_TERNARY_NEON_INLINE int8x16_t Digits(const Block& block) {
+    if constexpr (f == 1) return vreinterpretq_s8_u8(vshrq_n_u8(block, 4));
+    return vreinterpretq_s8_u8(vandq_u8(block, vdupq_n_u8(15)));
+  }
+  static constexpr int kAccumulators = 2;
+  static constexpr int Accumulator(int f) { return f; }
+  static constexpr int Shift(int /*f*/) { return 0; }
+  template <int f>
+  static TFMOT_TERNARY_NEON_INLINE int8x16_t Field(const Block& block) {
+    return Digits<f>(block);
+  }
+};
+
 // Products of bytes in lanes of 16 bits, for CPUs without SDOT.
 struct Widening {
   static constexpr bool kWide = false;
@@ -178,6 +230,25 @@ struct Widening {
   // Vectors of 16 digits whose products with -128 a lane holds.
   template <class Codec>
   static constexpr int kVectors = 32767 / (2 * 128 * Codec::kLargestDigit);
+};
+
+// The same in lanes of 32 bits, for digits of which 16 hold one product only.
+struct WideningPairs {
+  static constexpr bool kWide = true;
+  using Lanes = int32x4_t;
+
+  static TFMOT_TERNARY_NEON_INLINE Lanes Zero() { return vdupq_n_s32(0); }
+  template <class Codec>
+  static TFMOT_TERNARY_NEON_INLINE void Add(int8x16_t digits, int8x16_t q, Lanes* lanes) {
+    *lanes = vpadalq_s16(*lanes, vmull_s8(vget_low_s8(digits), vget_low_s8(q)));
+    *lanes = vpadalq_s16(*lanes, vmull_high_s8(digits, q));
+  }
+  template <class Codec>
+  static TFMOT_TERNARY_NEON_INLINE int32x4_t Wide(Lanes lanes) {
+    return lanes;
+  }
+  template <class Codec>
+  static constexpr int kVectors = 4096;  // any number: MaxK bounds the sums
 };
 
 // The sums of the lanes of four vectors.

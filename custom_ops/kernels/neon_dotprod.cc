@@ -142,6 +142,8 @@ size_t TileBytes(int64_t k) { return static_cast<size_t>(TileWeights(k) * kTileR
 TFMOT_TERNARY_DEFINE(T2, T2Codec, T2MaskedCodec)
 TFMOT_TERNARY_DEFINE(T5, T5Codec, T5Codec)
 TFMOT_TERNARY_DEFINE(B1, B1Codec, B1Codec)
+TFMOT_TERNARY_DEFINE(I8, I8Codec, I8Codec)
+TFMOT_TERNARY_DEFINE(I4, I4Codec, I4Codec)
 #undef TFMOT_TERNARY_DEFINE
 
 }  // namespace tfmot_ternary

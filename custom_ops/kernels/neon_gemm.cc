@@ -16,19 +16,19 @@ constexpr int kStep = kVectorBytes;
 
 // M rows of x times 4 rows of W over weights [begin, end), 16 at a time; both ends are multiples of
 // 16, or the end is that of the row.
-template <class Codec, int M>
+template <class Codec, class Dot, int M>
 void MultiplyBlock(const int8_t* tile, const int8_t* q, int64_t stride, int64_t begin, int64_t end,
                    const int32_t* sums, int64_t sums_stride, int32_t* out, int64_t out_stride) {
-  constexpr int64_t kSpan = Widening::kVectors<Codec> * kVectorBytes;
+  constexpr int64_t kSpan = Dot::template kVectors<Codec> * kVectorBytes;
   int32x4_t totals[M];
 #pragma GCC unroll 4
   for (int j = 0; j < M; ++j) totals[j] = vdupq_n_s32(0);
   for (int64_t i = begin; i < end;) {
-    int16x8_t lanes[M][kBlockRows];
+    typename Dot::Lanes lanes[M][kBlockRows];
 #pragma GCC unroll 4
     for (int j = 0; j < M; ++j) {
 #pragma GCC unroll 4
-      for (int r = 0; r < kBlockRows; ++r) lanes[j][r] = Widening::Zero();
+      for (int r = 0; r < kBlockRows; ++r) lanes[j][r] = Dot::Zero();
     }
     const int64_t stop = std::min(end, i + kSpan);
     for (; i < stop; i += kStep) {
@@ -42,7 +42,7 @@ void MultiplyBlock(const int8_t* tile, const int8_t* q, int64_t stride, int64_t 
         const int8x16_t activations = vld1q_s8(q + j * stride + i);
 #pragma GCC unroll 4
         for (int r = 0; r < kBlockRows; ++r) {
-          Widening::Add<Codec>(digits[r], activations, &lanes[j][r]);
+          Dot::template Add<Codec>(digits[r], activations, &lanes[j][r]);
         }
       }
     }
@@ -50,7 +50,7 @@ void MultiplyBlock(const int8_t* tile, const int8_t* q, int64_t stride, int64_t 
     for (int j = 0; j < M; ++j) {
       int32x4_t wide[kBlockRows];
 #pragma GCC unroll 4
-      for (int r = 0; r < kBlockRows; ++r) wide[r] = Widening::Wide<Codec>(lanes[j][r]);
+      for (int r = 0; r < kBlockRows; ++r) wide[r] = Dot::template Wide<Codec>(lanes[j][r]);
       totals[j] = vaddq_s32(totals[j], SumLanes4(wide[0], wide[1], wide[2], wide[3]));
     }
   }
@@ -61,17 +61,17 @@ void MultiplyBlock(const int8_t* tile, const int8_t* q, int64_t stride, int64_t 
   }
 }
 
-template <class Codec>
+template <class Codec, class Dot>
 void Prefill(const GemmTile& tile, const GemmInput& input, int64_t group_begin, int64_t group_end,
              int32_t* acc) {
   const int8_t* digits = reinterpret_cast<const int8_t*>(tile.scratch);
   const int64_t range = group_end - group_begin;
   for (int64_t i = 0; i < input.m; i += kBlockRows) {
     const int64_t m = std::min<int64_t>(kBlockRows, input.m - i);
-    const auto block = m == 4   ? MultiplyBlock<Codec, 4>
-                       : m == 3 ? MultiplyBlock<Codec, 3>
-                       : m == 2 ? MultiplyBlock<Codec, 2>
-                                : MultiplyBlock<Codec, 1>;
+    const auto block = m == 4   ? MultiplyBlock<Codec, Dot, 4>
+                       : m == 3 ? MultiplyBlock<Codec, Dot, 3>
+                       : m == 2 ? MultiplyBlock<Codec, Dot, 2>
+                                : MultiplyBlock<Codec, Dot, 1>;
     for (int64_t g = group_begin; g < group_end; ++g) {
       const int64_t begin = g * tile.group_size;
       const int64_t end = std::min(tile.k, begin + tile.group_size);
@@ -89,25 +89,27 @@ size_t TileBytes(int64_t k) { return static_cast<size_t>(TileWeights(k) * kTileR
 }  // namespace
 }  // namespace neon
 
-#define TFMOT_TERNARY_DEFINE(name, codec)                                                   \
+#define TFMOT_TERNARY_DEFINE(name, codec, dot)                                              \
   extern const GemmFunctions name##DecodeNeon, name##PrefillNeon;                           \
   const GemmFunctions name##DecodeNeon = {/*block_m=*/4,                                    \
                                           /*group_ranges=*/false,                           \
                                           neon::DecodeScratchBytes,                         \
                                           /*load=*/nullptr,                                 \
-                                          neon::Decode<neon::codec, neon::Widening>,        \
+                                          neon::Decode<neon::codec, neon::dot>,             \
                                           /*multiply_scaled=*/nullptr,                      \
                                           neon::codec::kOffset != 0};                       \
   const GemmFunctions name##PrefillNeon = {/*block_m=*/24,                                  \
                                            /*group_ranges=*/true,                           \
                                            neon::TileBytes,                                 \
                                            neon::LoadTile<neon::codec, neon::kVectorBytes>, \
-                                           neon::Prefill<neon::codec>,                      \
+                                           neon::Prefill<neon::codec, neon::dot>,           \
                                            /*multiply_scaled=*/nullptr,                     \
                                            neon::codec::kOffset != 0};
-TFMOT_TERNARY_DEFINE(T2, T2Codec)
-TFMOT_TERNARY_DEFINE(T5, T5Codec)
-TFMOT_TERNARY_DEFINE(B1, B1Codec)
+TFMOT_TERNARY_DEFINE(T2, T2Codec, Widening)
+TFMOT_TERNARY_DEFINE(T5, T5Codec, Widening)
+TFMOT_TERNARY_DEFINE(B1, B1Codec, Widening)
+TFMOT_TERNARY_DEFINE(I8, I8Codec, WideningPairs)
+TFMOT_TERNARY_DEFINE(I4, I4Codec, Widening)
 #undef TFMOT_TERNARY_DEFINE
 
 }  // namespace tfmot_ternary

@@ -16,7 +16,7 @@ template <class Codec>
 TFMOT_TERNARY_NEON_INLINE int8x16_t Weights(int8x16_t digits) {
   if constexpr (Codec::kMasks) return vornq_s8(vdupq_n_s8(1), digits);  // -1 is 1, 0 is -1
   if constexpr (Codec::kOffset == 0) return digits;
-  return vsubq_s8(digits, vdupq_n_s8(1));
+  return vsubq_s8(digits, vdupq_n_s8(Codec::kOffset));
 }
 
 template <class Codec, int f>
@@ -80,6 +80,8 @@ void Transpose(const float* scales, int rows, int64_t groups, float* out) {
 void T2UnpackNeon(const uint8_t* row, int64_t k, int8_t* out);
 void T5UnpackNeon(const uint8_t* row, int64_t k, int8_t* out);
 void B1UnpackNeon(const uint8_t* row, int64_t k, int8_t* out);
+void I8UnpackNeon(const uint8_t* row, int64_t k, int8_t* out);
+void I4UnpackNeon(const uint8_t* row, int64_t k, int8_t* out);
 
 void T2UnpackNeon(const uint8_t* row, int64_t k, int8_t* out) {
   neon::UnpackCodes<neon::T2Codec>(row, k, out);
@@ -89,6 +91,12 @@ void T5UnpackNeon(const uint8_t* row, int64_t k, int8_t* out) {
 }
 void B1UnpackNeon(const uint8_t* row, int64_t k, int8_t* out) {
   neon::UnpackCodes<neon::B1Codec>(row, k, out);
+}
+void I8UnpackNeon(const uint8_t* row, int64_t k, int8_t* out) {
+  neon::UnpackCodes<neon::I8Codec>(row, k, out);
+}
+void I4UnpackNeon(const uint8_t* row, int64_t k, int8_t* out) {
+  neon::UnpackCodes<neon::I4Codec>(row, k, out);
 }
 
 TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(NeonRow, , neon::Transpose)

@@ -37,6 +37,8 @@ const GemmFunctions PortableGemm = {/*block_m=*/32, /*group_ranges=*/true, Scrat
 void T2UnpackPortable(const uint8_t* row, int64_t k, int8_t* out);
 void T5UnpackPortable(const uint8_t* row, int64_t k, int8_t* out);
 void B1UnpackPortable(const uint8_t* row, int64_t k, int8_t* out);
+void I8UnpackPortable(const uint8_t* row, int64_t k, int8_t* out);
+void I4UnpackPortable(const uint8_t* row, int64_t k, int8_t* out);
 
 void T2UnpackPortable(const uint8_t* row, int64_t k, int8_t* out) {
   UnpackRow(Format::kT2, row, k, out);
@@ -46,6 +48,12 @@ void T5UnpackPortable(const uint8_t* row, int64_t k, int8_t* out) {
 }
 void B1UnpackPortable(const uint8_t* row, int64_t k, int8_t* out) {
   UnpackRow(Format::kB1, row, k, out);
+}
+void I8UnpackPortable(const uint8_t* row, int64_t k, int8_t* out) {
+  UnpackRow(Format::kI8, row, k, out);
+}
+void I4UnpackPortable(const uint8_t* row, int64_t k, int8_t* out) {
+  UnpackRow(Format::kI4, row, k, out);
 }
 
 TFMOT_TERNARY_DEFINE_ROW_FUNCTIONS(PortableRow, , row_body::Transpose)

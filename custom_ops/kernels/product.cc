@@ -206,6 +206,10 @@ void MultiplyInt8(const PackedWeights& weights, const QuantizedRows& rows, int64
                   const Epilogue& epilogue, const Kernels& kernels, const ProductScratch& scratch,
                   ThreadPool* pool, float* y) {
   const GemmFunctions& gemm = *ChooseGemm(kernels, weights, m).functions;
+  const int32_t offset = DigitOffset(weights.format);
+  if (offset != 1 && gemm.reads_sums) {
+    for (int64_t i = 0; i < m * GroupCount(weights); ++i) rows.sums[i] *= offset;
+  }
   if (m * weights.n * weights.k < kParallelProduct) pool = nullptr;
   const int64_t threads = ThreadCount(pool);
   const int64_t tiles = DivideUp(weights.n, kTileRows);

@@ -54,7 +54,7 @@ struct ProductScratch {
 ProductScratch TakeScratch(size_t bytes_per_thread, int num_threads, Workspace* workspace);
 ProductScratch TakeInt8Scratch(const PackedWeights& weights, int num_threads, Workspace* workspace);
 
-// y[m, n] from m rows of int8.
+// y[m, n] from m rows of int8. The sums of `rows` are used up: they become what kernels read.
 void MultiplyInt8(const PackedWeights& weights, const QuantizedRows& rows, int64_t m,
                   const Epilogue& epilogue, const Kernels& kernels, const ProductScratch& scratch,
                   ThreadPool* pool, float* y);

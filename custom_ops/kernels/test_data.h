@@ -60,6 +60,7 @@ class Aligned {
   int64_t size_;
 };
 
+// kPlus, kMinus: the largest and the smallest code of the format.
 enum class WeightPattern { kRandom, kPlus, kMinus, kZero };
 
 // Codes of one row. Binary rows have no zero: kZero alternates.
@@ -68,15 +69,17 @@ inline std::vector<int8_t> MakeCodes(Format format, int64_t k, WeightPattern pat
   std::vector<int8_t> codes(k);
   for (int64_t j = 0; j < k; ++j) {
     int code = 0;
+    const int low = format == Format::kI8 ? -128 : format == Format::kI4 ? -8 : -1;
+    const int high = low == -1 ? 1 : -low - 1;
     if (pattern == WeightPattern::kPlus) {
-      code = 1;
+      code = high;
     } else if (pattern == WeightPattern::kMinus) {
-      code = -1;
+      code = low;
     } else if (format == Format::kB1) {
       const bool plus = pattern == WeightPattern::kZero ? j % 2 == 0 : (random->Next() >> 63) != 0;
       code = plus ? 1 : -1;
     } else if (pattern == WeightPattern::kRandom) {
-      code = static_cast<int>(random->Integer(-1, 1));
+      code = static_cast<int>(random->Integer(low, high));
     }
     codes[j] = static_cast<int8_t>(code);
   }
@@ -85,7 +88,7 @@ inline std::vector<int8_t> MakeCodes(Format format, int64_t k, WeightPattern pat
 
 // Packs a row from the words of g3doc/packing.md: weight by weight, the slow way.
 inline void PackRow(Format format, const std::vector<int8_t>& codes, uint8_t* out) {
-  static constexpr int kBase[kFormatCount] = {4, 3, 2};
+  static constexpr int kBase[kFormatCount] = {4, 3, 2, 256, 16};
   const int base = kBase[static_cast<int>(format)];
   const int fields = FieldsPerByte(format);
   const int64_t k = static_cast<int64_t>(codes.size());
@@ -98,13 +101,14 @@ inline void PackRow(Format format, const std::vector<int8_t>& codes, uint8_t* ou
     for (int f = 0; f < fields; ++f, power *= base) {
       const int64_t j = begin + f * size + i % 64;
       const int code = j < k ? codes[j] : (format == Format::kB1 ? -1 : 0);
-      value += power * (format == Format::kB1 ? (code + 1) / 2 : code + 1);
+      value += power * (format == Format::kB1 ? (code + 1) / 2 : code + DigitOffset(format));
     }
     out[i] = static_cast<uint8_t>(value);
   }
 }
 
-constexpr Format kFormats[kFormatCount] = {Format::kT2, Format::kT5, Format::kB1};
+constexpr Format kFormats[kFormatCount] = {Format::kT2, Format::kT5, Format::kB1, Format::kI8,
+                                           Format::kI4};
 
 // Around every vector width, block and group.
 inline std::vector<int64_t> RowLengths() {

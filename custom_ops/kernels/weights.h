@@ -14,7 +14,7 @@ enum class ScaleLayout : uint8_t { kTensor, kChannel, kGroup };
 struct PackedWeights {
   Format format;
   int64_t n;            // rows, >= 1
-  int64_t k;            // weights per row, 1 <= k <= kMaxK
+  int64_t k;            // weights per row, 1 <= k <= MaxK(format)
   const uint8_t* data;  // [n, RowBytes(format, k)]
   const float* scales;  // finite, >= 0
   ScaleLayout layout;

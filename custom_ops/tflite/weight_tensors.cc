@@ -80,8 +80,9 @@ bool OpCall::PrepareWeights(int first, int64_t k, PackedWeights* weights) {
       !CheckTensor(scales, "scales", kTfLiteFloat32, -1)) {
     return false;
   }
-  if (k < 1 || k > kMaxK) {
-    return error_.Set("expected k from 1 to %lld, got %lld", static_cast<long long>(kMaxK),
+  if (k < 1 || k > MaxK(options().format)) {
+    return error_.Set("expected k from 1 to %lld (%s), got %lld",
+                      static_cast<long long>(MaxK(options().format)), FormatToken(options().format),
                       static_cast<long long>(k));
   }
   const int64_t row_bytes = RowBytes(options().format, k);

@@ -12,8 +12,9 @@ import sys
 import numpy as np
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-FIELDS = {"t2": 4, "t5": 5, "b1": 8}
-BASE = {"t2": 4, "t5": 3, "b1": 2}
+FIELDS = {"t2": 4, "t5": 5, "b1": 8, "i8": 1, "i4": 2}
+BASE = {"t2": 4, "t5": 3, "b1": 2, "i8": 256, "i4": 16}
+OFFSET = {"t2": 1, "t5": 1, "i8": 128, "i4": 8}  # digit - code
 SIGNS = {-1: "-", 0: "0", 1: "+"}
 SEED = 20251120
 
@@ -34,11 +35,11 @@ def pack_row(codes: list[int], weight_format: str) -> bytes:
             for field in range(fields):
                 index = field * size + j
                 if index >= rest:
-                    digit = 0 if weight_format == "b1" else 1
+                    digit = 0 if weight_format == "b1" else OFFSET[weight_format]
                 elif weight_format == "b1":
                     digit = {-1: 0, 1: 1}[codes[begin + index]]
                 else:
-                    digit = codes[begin + index] + 1
+                    digit = codes[begin + index] + OFFSET[weight_format]
                 byte += digit * base**field
             out.append(byte)
     return bytes(out)
@@ -46,6 +47,9 @@ def pack_row(codes: list[int], weight_format: str) -> bytes:
 
 def draw_codes(rng: np.random.Generator, k: int, weight_format: str) -> list[int]:
     """Random codes of one row."""
+    if weight_format in ("i8", "i4"):
+        half = OFFSET[weight_format]
+        return [int(code) for code in rng.integers(-half, half, k)]
     values = [-1, 1] if weight_format == "b1" else [-1, 0, 1]
     return [int(code) for code in rng.choice(values, k)]
 
@@ -57,7 +61,8 @@ def packing_lines() -> list[str]:
     for weight_format in FIELDS:
         for k in (1, 3, 4, 5, 31, 33, 63, 64, 65, 255, 256, 257, 319, 320, 321, 511, 512, 513, 700):
             codes = draw_codes(rng, k, weight_format)
-            text = "".join(SIGNS[code] for code in codes)
+            integers = weight_format in ("i8", "i4")
+            text = ",".join(map(str, codes)) if integers else "".join(SIGNS[c] for c in codes)
             lines.append(f"{weight_format} {k} {text} {pack_row(codes, weight_format).hex()}")
     return lines
 
