@@ -56,20 +56,73 @@ def _define_generate(values: flags.FlagValues) -> None:
     flags.DEFINE_string("prompt", None, "the question or instruction", flag_values=values)
     flags.DEFINE_string("image", None, "image file (vision-language models)", flag_values=values)
     flags.DEFINE_integer(
-        "max_new_tokens", None, "stop after so many tokens", lower_bound=1, flag_values=values
+        "max_new_tokens",
+        None,
+        "stop after so many tokens; default: at the model's end token, or when the context is full",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "temperature",
+        None,
+        "how random: 0 always takes the most likely token, 1 draws with the model's own "
+        "probabilities; default: 0, with --top_k or --top_p 1",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "top_k",
+        None,
+        "draw from so many of the most likely tokens only",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "top_p",
+        None,
+        "draw from the fewest tokens that are this likely together (0 to 1), after --top_k",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "seed",
+        None,
+        "of the draws: the same seed gives the same text; default: another text each time",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "stop", [], "end the text before this string; may be repeated", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "stream", True, "print each piece as soon as it is there", flag_values=values
     )
     _define_interpreter(values)
 
 
 def _run_generate(values: flags.FlagValues, arguments: list[str]) -> None:
-    from tfmot_ternary.vlm import Generator
+    from tfmot_ternary.vlm import Generator, Sampling
 
+    temperature = values.temperature
+    if temperature is None:
+        temperature = 0.0 if values.top_k is None and values.top_p is None else 1.0
+    sampling = Sampling(temperature, values.top_k, values.top_p, values.seed)
     generator = Generator(values.model, num_threads=values.num_threads, backend=values.backend)
-    for piece in generator.generate(
-        values.prompt, values.image, values.max_new_tokens, stream=True
-    ):
+    text = generator.generate(
+        values.prompt,
+        values.image,
+        values.max_new_tokens,
+        stream=values.stream,
+        sampling=sampling,
+        stop=values.stop,
+    )
+    for piece in [text] if isinstance(text, str) else text:
         print(piece, end="", flush=True)
     print()
+    if generator.finish_reason == "context":
+        print(
+            f"{PROGRAM}: the context of {generator.metadata.cache_length} tokens is full",
+            file=sys.stderr,
+        )
 
 
 def _define_evaluate(values: flags.FlagValues) -> None:

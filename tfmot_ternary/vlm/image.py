@@ -6,6 +6,7 @@ NumPy only (Pillow when an image comes from a file): it runs where no TensorFlow
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -16,58 +17,81 @@ _BICUBIC_A = -0.5  # Keys' constant, the one tf.image.resize uses.
 INTERPOLATIONS = ("bilinear", "nearest", "bicubic")
 
 
-def read_image(image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
+def read_image(image: Any) -> np.ndarray:
     """Returns `image` as an array [height, width, 3] with values 0 to 255.
 
     Args:
-      image: path of an image file that Pillow reads (palette, grey and RGBA images are converted
-        to RGB), or an array [height, width, 3] of integers or floats, finite, in 0..255.
+      image: path of an image file that Pillow reads, or a Pillow image (palette, grey, CMYK and
+        RGBA images are converted to RGB; transparency is dropped), or an array [height, width, 3]
+        of integers or floats, finite, in 0..255.
 
     Raises:
       FileNotFoundError: no file at the path.
-      ValueError: not an image, another shape or dtype, values that are not finite.
+      ValueError: not an image, another shape or dtype, values that are not in 0..255, or floats
+        that seem to be in 0..1.
+      ImportError: a path without the package pillow.
     """
     if isinstance(image, (str, os.PathLike)):
-        path = os.fspath(image)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"expected an image file, found none at {path!r}")
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(path) as opened:
-                if opened.mode.startswith("I") or opened.mode == "F":
-                    raise ValueError(
-                        f"{path!r}: expected an image with 8 bits per channel, got mode "
-                        f"{opened.mode!r}: save it as 8-bit RGB"
-                    )
-                return np.asarray(opened.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"{path!r}: expected an image that Pillow reads, got {error}"
-            ) from error
+        return _from_file(os.fspath(image))
+    if hasattr(image, "convert") and hasattr(image, "mode"):
+        return _as_rgb(image, "the image")
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(
             "expected an image of shape [height, width, 3] (one RGB image, no batch axis), got "
-            f"shape {list(array.shape)}"
+            f"shape {list(array.shape)}: convert it first, or pass a file or a Pillow image, which "
+            "are converted here"
         )
     if array.dtype.kind not in "uif":
         raise ValueError(
             f"expected image values as integers or floats in 0..255, got dtype {array.dtype}"
         )
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise ValueError("expected finite image values, got NaN or infinity in the image")
-        return array.astype(np.float32)
-    if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
+    low, high = array.min(), array.max()
+    if not np.isfinite([low, high]).all():
+        raise ValueError("expected finite image values, got NaN or infinity in the image")
+    if low < 0 or high > 255:
+        raise ValueError(f"expected image values in 0..255, got values from {low} to {high}")
+    if array.dtype.kind != "f":
+        return array.astype(np.uint8)
+    if 0 < high <= 1:
         raise ValueError(
-            "expected integer image values in 0..255, got values from "
-            f"{array.min()} to {array.max()}"
+            f"expected image values in 0..255, got floats from {low} to {high}: an image in 0..1 "
+            "must be multiplied by 255"
         )
-    return array.astype(np.uint8)
+    return array.astype(np.float32)
 
 
-def preprocess(image: str | os.PathLike[str] | np.ndarray, spec: ImageSpec) -> np.ndarray:
+def _from_file(path: str) -> np.ndarray:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"expected an image file, found none at {path!r}")
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "expected the package pillow to read image files, found none: run `pip install "
+            "pillow`, or pass the image as an array"
+        ) from error
+    try:
+        with Image.open(path) as opened:
+            return _as_rgb(opened, repr(path))
+    # A file that is no image, a broken one, a broken PNG, and one far too large.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path!r}: expected an image that Pillow reads, got {error}") from error
+
+
+def _as_rgb(image: Any, name: str) -> np.ndarray:
+    """Returns a Pillow image as an array; `name` is for errors."""
+    if image.mode.startswith("I") or image.mode == "F":
+        raise ValueError(
+            f"{name}: expected an image with 8 bits per channel, got mode {image.mode!r}: save it "
+            "as 8-bit RGB"
+        )
+    if 0 in image.size:
+        raise ValueError(f"{name}: expected an image with pixels, got size {image.size}")
+    return np.asarray(image.convert("RGB"))
+
+
+def preprocess(image: Any, spec: ImageSpec) -> np.ndarray:
     """Returns the model's image input, float32 [1, height, width, 3].
 
     Resizes as `spec` says (crop, pad or stretch to its aspect ratio first), rounds an integer
