@@ -76,6 +76,9 @@ def test_help_of_a_command(capsys, name):
         (["generate", "--model=m.tflite", "--prompt="], "expected --prompt"),
         (["generate", "--model=m", "--prompt=p", "--num_threads=0"], "num_threads"),
         (["generate", "--model=m", "--prompt=p", "--backend=onnx"], "litert|tf"),
+        (["generate", "--model=m", "--prompt=p", "--temperature=-1"], "temperature"),
+        (["generate", "--model=m", "--prompt=p", "--top_k=0"], "top_k"),
+        (["generate", "--model=m", "--prompt=p", "--seed=x"], "seed"),
         (["benchmark", "--model=m", "extra"], "expected only flags, got 'extra'"),
         (["inspect"], "expected one .tflite file to inspect, got 0"),
         (["inspect", "a.tflite", "b.tflite"], "got 2"),
@@ -95,6 +98,15 @@ def test_wrong_command_lines(capsys, arguments, message):
     ("arguments", "message"),
     [
         (["generate", "--model=none.tflite", "--prompt=p"], "found none at 'none.tflite'"),
+        (["generate", "--model=none.tflite", "--prompt=p", "--top_p=1.5"], "top_p above 0"),
+        (
+            ["generate", "--model=none.tflite", "--prompt=p", "--temperature=0", "--top_k=9"],
+            "above 0",
+        ),
+        (
+            ["generate", "--model=none.tflite", "--prompt=p", "--temperature=nan"],
+            "temperature of 0",
+        ),
         (["inspect", "none.tflite"], "found none at 'none.tflite'"),
         (["benchmark", "--model=none.tflite"], "found none at 'none.tflite'"),
         (["evaluate", "--model=none.tflite", "--data=none.jsonl"], "found no file at 'none.jsonl'"),
@@ -133,6 +145,16 @@ def test_generate(capsys, folder):
     image = ["--image", folder / "scene1.png"]
     code, out, _ = run(capsys, *arguments, *image, "--max_new_tokens=5")
     assert (code, out) == (0, f"{expected}\n")
+    assert run(capsys, *arguments, *image, "--max_new_tokens=5", "--nostream")[1] == out
+    stop = expected[2:4]
+    _, out, _ = run(capsys, *arguments, *image, "--max_new_tokens=5", f"--stop={stop}", "--stop=@")
+    assert out == f"{expected[: expected.index(stop)]}\n"
+    code, out, err = run(capsys, *arguments, *image, "--stop=@@")
+    assert code == 0
+    assert ("context of 64 tokens is full" in err) == (len(out) > 0)
+    sampled = [*arguments, *image, "--max_new_tokens=9", "--top_p=0.95", "--seed=3"]
+    assert run(capsys, *sampled) == run(capsys, *sampled, "--temperature=1")
+    assert run(capsys, *sampled)[1] != run(capsys, *sampled, "--temperature=5")[1]
     code, _, err = run(capsys, *arguments)
     assert code == 1
     assert "vision-language model" in err

@@ -21,8 +21,6 @@ from tfmot_ternary.keras3 import quantize
 from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
 from tfmot_ternary.vlm import Generator, convert_causal_lm
 from tfmot_ternary.vlm import metadata as metadata_lib
-from tfmot_ternary.vlm.image import preprocess
-from tfmot_ternary.vlm.metadata import ImageSpec
 
 BACKENDS = ("litert", "tf")
 
@@ -213,98 +211,6 @@ def test_generator_needs_no_tensorflow(float_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-SPEC = ImageSpec(32, 32, 16, 1 / 127.5, -1.0, "bilinear", False, "crop", True)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (20, 50), (64, 40), (33, 31), (7, 96)])
-@pytest.mark.parametrize(
-    ("aspect_ratio", "dtype"),
-    [
-        ("crop", np.uint8),
-        ("crop", np.float32),
-        ("stretch", np.uint8),
-        ("stretch", np.float32),
-        ("pad", np.float32),  # Keras 3.15 itself fails on padding uint8
-    ],
-)
-@pytest.mark.parametrize(
-    ("interpolation", "antialias"),
-    [("bilinear", False), ("bilinear", True), ("nearest", False), ("bicubic", False)],
-)
-def test_image_equals_the_keras_converter(size, aspect_ratio, interpolation, antialias, dtype):
-    import keras_hub
-
-    converter = keras_hub.layers.PaliGemmaImageConverter(
-        image_size=(32, 32),
-        scale=1 / 127.5,
-        offset=-1,
-        crop_to_aspect_ratio=aspect_ratio == "crop",
-        pad_to_aspect_ratio=aspect_ratio == "pad",
-        interpolation=interpolation,
-        antialias=antialias,
-    )
-    image = causal_lms.scene(0, *size).astype(dtype)
-    expected = keras.ops.convert_to_numpy(converter(image))
-    spec = ImageSpec(32, 32, 16, 1 / 127.5, -1.0, interpolation, antialias, aspect_ratio, True)
-    ours = preprocess(image, spec)
-    assert ours.shape == (1, 32, 32, 3)
-    assert ours.dtype == np.float32
-    # Floats differ by roundings of values up to 255 (bicubic also in the order of its sixteen
-    # products). uint8 results are rounded: such an error may tip a value that lies halfway between
-    # two integers, and no other, by one step of 255.
-    difference = np.abs(ours[0] - expected)
-    if dtype == np.uint8:
-        unrounded = (preprocess(image.astype(np.float32), spec)[0] + 1) * 127.5
-        halfway = np.abs(unrounded % 1 - 0.5) < 1e-3
-        assert difference[halfway].max(initial=0) <= 1.01 / 127.5
-        difference = difference[~halfway]
-    assert difference.max() <= 1e-4
-
-
-def test_image_from_a_file(tmp_path):
-    from PIL import Image
-
-    image = causal_lms.scene(5, 40, 40)
-    for mode in ("RGB", "RGBA", "L", "P"):
-        path = tmp_path / f"{mode}.png"
-        converted = Image.fromarray(image).convert(mode)
-        converted.save(path)
-        expected = preprocess(np.asarray(converted.convert("RGB")), SPEC)
-        assert np.array_equal(preprocess(path, SPEC), expected), mode
-    deep = tmp_path / "deep.png"
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(deep)
-    with pytest.raises(ValueError, match="8 bits per channel"):
-        preprocess(deep, SPEC)
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match="image that Pillow reads"):
-        preprocess(tmp_path / "text.png", SPEC)
-    with pytest.raises(FileNotFoundError, match="found none"):
-        preprocess(tmp_path / "missing.png", SPEC)
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (np.zeros((32, 32)), r"\[height, width, 3\].*\[32, 32\]"),
-        (np.zeros((1, 32, 32, 3)), r"no batch axis"),
-        (np.zeros((32, 32, 4), np.uint8), r"\[32, 32, 4\]"),
-        (np.zeros((0, 32, 3)), r"\[0, 32, 3\]"),
-        (np.full((4, 4, 3), np.nan), "finite"),
-        (np.full((4, 4, 3), 300), "0..255"),
-        (np.full((4, 4, 3), "a"), "dtype"),
-    ],
-)
-def test_bad_images(image, message):
-    with pytest.raises(ValueError, match=message):
-        preprocess(image, SPEC)
-
-
-def test_image_without_resize_step(tmp_path):
-    spec = ImageSpec(32, 32, 16, 1.0, 0.0, "bilinear", False, "stretch", False)
-    with pytest.raises(ValueError, match="32 x 32 pixels, got 40 x 32"):
-        preprocess(np.zeros((40, 32, 3), np.uint8), spec)
 
 
 def copy_model(float_path, folder):

@@ -93,9 +93,7 @@ def _define_generate(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "stop", [], "end the text before this string; may be repeated", flag_values=values
     )
-    flags.DEFINE_bool(
-        "stream", True, "print each piece as soon as it is there", flag_values=values
-    )
+    flags.DEFINE_bool("stream", True, "print each piece as soon as it is there", flag_values=values)
     _define_interpreter(values)
 
 
