@@ -16,6 +16,7 @@ from tfmot_ternary.inspection import inspect
 from tfmot_ternary.keras3_storage import FloatStorage, storage_configs
 from tfmot_ternary.keras3_structure import clone, nested_layers
 from tfmot_ternary.packed_layer import PackedLayer
+from tfmot_ternary.runtime import make_interpreter
 from tfmot_ternary.scheme import TernaryScheme
 from tfmot_ternary.weight_storage import pack_rows, storage_of
 
@@ -314,6 +315,17 @@ def test_conversion_stores_each_table_once(tied, token, tmp_path):
     # Rows of 76 weights: 76 bytes and one scale, or 20 bytes (whole groups of four) and two scales.
     expected = {"i8": (8 * 76 + 32) / WIDTH, "t2": (8 * 20 + 2 * 32) / WIDTH}[token]
     assert tables[0].bits_per_weight_with_scales == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("token", ["i8", "i4", "t5"])
+def test_a_file_computes_what_the_layers_compute(token):
+    frozen = freeze(language_model(tied=False, cap=5.0), tables=token, others="i8")
+    runner = make_interpreter(convert(frozen, batch_size=1)).get_signature_runner()
+    (name,) = runner.get_input_details()
+    (found,) = runner(**{name: IDS}).values()
+    # Integers are the same; tanh and the rounding before the head are another library's. A code of
+    # the head's input may so fall on the other side: 1/127 of its largest value, one term of 76.
+    np.testing.assert_allclose(found, frozen(IDS), atol=0.02)
 
 
 # Errors.
