@@ -1,4 +1,4 @@
-"""Which kernels of the table ran in the tests; fails where one ran in none.
+"""Which kernels of the tables (kernels/*.inc) ran in the tests; fails where one ran in none.
 
     python custom_ops/kernel_coverage.py build/tests/*.json
 
@@ -19,7 +19,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Sequence
 
-TABLE = pathlib.Path(__file__).resolve().parent / "kernels" / "kernels.inc"
+TABLES = sorted((pathlib.Path(__file__).resolve().parent / "kernels").glob("*.inc"))
 
 # The level of TFMOT_TERNARY_CPU that a flag belongs to, in the order of cpu.cc, low to high.
 LEVEL_OF_FLAG = {
@@ -37,7 +37,7 @@ LEVEL_OF_FLAG = {
 LEVELS = list(dict.fromkeys(LEVEL_OF_FLAG.values()))
 
 # One line of the table. The macros' definitions and comments have no string.
-LINE = re.compile(r'TFMOT_TERNARY_(?:FLOAT|GEMM|UNPACK|ROW)\(\s*"(\w+)"([^)]*)\)')
+LINE = re.compile(r'TFMOT_TERNARY_[A-Z]+\(\s*"(\w+)"([^)]*)\)')
 RECORD = re.compile(r"^kernel (\w+): (\d+) comparisons$", re.MULTILINE)
 
 
@@ -55,8 +55,13 @@ class Kernel:
         return max((LEVEL_OF_FLAG[flag] for flag in self.flags), key=LEVELS.index)
 
 
-def read_table(path: pathlib.Path = TABLE) -> list[Kernel]:
-    """The lines of kernels.inc, of all architectures."""
+def read_tables(paths: Sequence[pathlib.Path] = TABLES) -> list[Kernel]:
+    """The lines of all tables, of all architectures."""
+    return [kernel for path in paths for kernel in read_table(path)]
+
+
+def read_table(path: pathlib.Path) -> list[Kernel]:
+    """The lines of a table."""
     kernels = []
     for name, arguments in LINE.findall(path.read_text()):
         flags = tuple(re.findall(r"\bkCpu\w+", arguments))
@@ -141,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     skipped = [level for level in options.skipped_levels.replace(" ", "").split(",") if level]
     try:
-        lines = check(read_table(), read_runs(options.events), skipped)
+        lines = check(read_tables(), read_runs(options.events), skipped)
     except CoverageError as error:
         print(f"kernel coverage: {error}", file=sys.stderr)
         return 1

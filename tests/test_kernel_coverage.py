@@ -42,7 +42,7 @@ def run(coverage, tmp_path, monkeypatch, capsys):
     """Runs main on {run: kernels that ran}; returns the status, what it printed and the errors."""
     table = tmp_path / "kernels.inc"
     table.write_text(TABLE)
-    monkeypatch.setattr(coverage, "read_table", lambda read=coverage.read_table: read(table))
+    monkeypatch.setattr(coverage, "read_tables", lambda: coverage.read_table(table))
 
     def run(ran, *flags, status="PASSED", label="//custom_ops:kernels_gemm_test"):
         files = []
@@ -123,12 +123,13 @@ def test_flags_without_a_level_fail(coverage, tmp_path):
 
 
 def test_the_table_of_the_source_tree(coverage):
-    text = (CUSTOM_OPS / "kernels" / "kernels.inc").read_text()
-    kernels = coverage.read_table()
+    tables = (CUSTOM_OPS / "kernels").glob("*.inc")
+    text = "".join(table.read_text() for table in tables)
+    kernels = coverage.read_tables()
     assert len(kernels) == len(re.findall(r'^TFMOT_TERNARY_\w+\("', text, re.MULTILINE))
     names = [kernel.name for kernel in kernels]
     assert len(set(names)) == len(names)
-    assert {"t2_portable", "t5_portable", "b1_portable", "row_portable"} <= set(names)
+    assert {"t2_portable", "t5_portable", "b1_portable", "row_portable", "fused_portable"} <= set(names)
 
 
 def test_levels_are_those_of_the_program(coverage):
