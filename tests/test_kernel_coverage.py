@@ -129,7 +129,9 @@ def test_the_table_of_the_source_tree(coverage):
     assert len(kernels) == len(re.findall(r'^TFMOT_TERNARY_\w+\("', text, re.MULTILINE))
     names = [kernel.name for kernel in kernels]
     assert len(set(names)) == len(names)
-    assert {"t2_portable", "t5_portable", "b1_portable", "row_portable", "fused_portable"} <= set(names)
+    assert {"t2_portable", "t5_portable", "b1_portable", "row_portable", "fused_portable"} <= set(
+        names
+    )
 
 
 def test_levels_are_those_of_the_program(coverage):
