@@ -97,7 +97,7 @@ def test_not_a_tflite_file(backend, model, tmp_path):
     path.write_bytes(b"\x89PNG\r\n" + b"\0" * 100)
     with pytest.raises(ValueError, match="b'TFL3' at byte 4"):
         runtime.make_interpreter(path, backend=backend)
-    with pytest.raises(ValueError, match="expected a model that .* can load"):
+    with pytest.raises(ValueError, match="expected a (model that .* can load|whole)"):
         runtime.make_interpreter(model[:8] + b"\xff" * 200, backend=backend)
 
 

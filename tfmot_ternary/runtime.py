@@ -6,13 +6,16 @@ library. Importing this module imports neither TensorFlow nor tfmot.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
-import io
+import mmap
 import os
 import pathlib
-import struct
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import Any
+
+from tfmot_ternary import model_structure
 
 __all__ = ["BACKENDS", "REGISTRATIONS", "make_interpreter", "ops_library"]
 
@@ -23,10 +26,8 @@ LIBRARY_NAME = "libtfmot_ternary_ops.so"
 LIBRARY_VARIABLE = "TFMOT_TERNARY_OPS_LIBRARY"
 REGISTER_SYMBOL = "TfmotTernaryRegisterOps"
 
-# Every .tflite file has this at byte 4, after the offset of its root table.
-FILE_IDENTIFIER = b"TFL3"
-SMALLEST_FILE = 16
-SUBGRAPHS_FIELD = 2  # of the root table
+# Smaller files are read where they cannot be mapped without more work.
+SMALLEST_MAPPED = 1 << 20
 
 PACKAGES = {"litert": "ai_edge_litert", "tf": "tensorflow"}
 
@@ -65,8 +66,9 @@ def make_interpreter(
     not fit together is refused there, with a RuntimeError that names the op.
 
     Args:
-      model: path of a .tflite file, or its bytes. "litert" maps a file, so that packed weights are
-        used in place; "tf" reads it, because TensorFlow 2.21 verifies only bytes.
+      model: path of a .tflite file, or its bytes. A file is mapped, so that packed weights are used
+        in place; with "tf" one whose constants do not lie behind its graph is read (files of this
+        package are mapped).
       num_threads: threads for our ops and the builtin ones, at least 1; None leaves the choice to
         the interpreter (one thread in Python).
       backend: "litert" (the ai-edge-litert package, default where installed) or "tf" (tensorflow).
@@ -88,8 +90,7 @@ def make_interpreter(
     backend = _choose_backend(backend)
     registration = _choose_registration(registration, backend)
     if backend == "tf" and "model_path" in source:
-        # TensorFlow 2.21 maps files unverified: a truncated one gives wrong numbers or a crash.
-        source = {"model_content": pathlib.Path(source["model_path"]).read_bytes()}
+        source = _verified_by_tf(pathlib.Path(source["model_path"]))
     library = ops_library()
     _load_library(library, ctypes.RTLD_GLOBAL if registration == "resolver" else ctypes.RTLD_LOCAL)
     make = _make_litert if backend == "litert" else _make_tf
@@ -124,13 +125,9 @@ def _make_litert(
 def _make_tf(
     library: pathlib.Path, registration: str, num_threads: int | None, source: dict[str, Any]
 ) -> Any:
-    import warnings
-
     from tensorflow.lite.python import interpreter as tf_lite
 
-    with warnings.catch_warnings():
-        # TensorFlow points to ai-edge-litert here, which the caller has already decided upon.
-        warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated.*")
+    with _quiet():
         if registration == "delegate":
             delegate = tf_lite.load_delegate(str(library))
             return tf_lite.Interpreter(
@@ -140,6 +137,35 @@ def _make_tf(
         return tf_lite.InterpreterWithCustomOps(
             custom_op_registerers=[REGISTER_SYMBOL], **source, num_threads=num_threads
         )
+
+
+def _verified_by_tf(path: pathlib.Path) -> dict[str, Any]:
+    """The interpreter's argument for a file: its path, if TensorFlow has verified its graph.
+
+    TensorFlow 2.21 maps files unverified: an edited one gives wrong numbers or a crash. It verifies
+    bytes, so it gets those of the graph first; the places of the constants were checked before. A
+    file whose constants do not lie behind its graph is read instead.
+    """
+    from tensorflow.lite.python import interpreter as tf_lite
+
+    if path.stat().st_size >= SMALLEST_MAPPED:
+        with _mapped(path) as content:
+            graph = model_structure.graph_of(content)
+        if graph is not None:
+            with contextlib.suppress(ValueError, RuntimeError), _quiet():
+                tf_lite.Interpreter(model_content=graph)
+                return {"model_path": str(path)}
+    return {"model_content": path.read_bytes()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TensorFlow points to ai-edge-litert, which the caller has already decided upon."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated.*")
+        yield
 
 
 def _describe(model: Any) -> str:
@@ -152,7 +178,7 @@ def _check_model(model: Any) -> dict[str, Any]:
     """The interpreter's argument for the model; raises unless it starts like a .tflite file."""
     if isinstance(model, (bytes, bytearray, memoryview)):
         content = bytes(model)
-        _check_start(io.BytesIO(content), len(content), _describe(model))
+        model_structure.check(content, _describe(model))
         return {"model_content": content}
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"expected the model as a path or as bytes, got {type(model).__name__}")
@@ -161,35 +187,20 @@ def _check_model(model: Any) -> dict[str, Any]:
         raise ValueError(f"expected a .tflite file, got the directory {str(path)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"expected a .tflite file at {str(path)!r}, got no file")
-    with path.open("rb") as file:
-        _check_start(file, path.stat().st_size, _describe(model))
+    with _mapped(path) as content:
+        model_structure.check(content, _describe(model))
     return {"model_path": str(path)}
 
 
-def _check_start(file: BinaryIO, size: int, name: str) -> None:
-    """Checks the beginning and the root table: both runtimes verify the rest, but crash where the
-    root table is whole and has no subgraphs."""
-
-    def read(place: int, layout: str) -> int:
-        if place < 0 or place + struct.calcsize(layout) > size:
-            raise ValueError(f"expected a whole .tflite file, got one that is damaged: {name}")
-        file.seek(place)
-        return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
-
-    if size < SMALLEST_FILE:
-        raise ValueError(f"expected a whole .tflite file, got {size} bytes: {name}")
-    identifier = read(4, "4s")
-    if identifier != FILE_IDENTIFIER:
-        raise ValueError(
-            f"expected a .tflite file ({FILE_IDENTIFIER!r} at byte 4), got {identifier!r}: {name}"
-        )
-    # A FlatBuffer: the root table begins with the way back to its list of field offsets, which
-    # begins with its own size.
-    root = read(0, "<I")
-    fields = root - read(root, "<i")
-    entry = 4 + 2 * SUBGRAPHS_FIELD
-    if read(fields, "<H") < entry + 2 or read(fields + entry, "<H") == 0:
-        raise ValueError(f"expected a .tflite file with subgraphs, got none: {name}")
+@contextlib.contextmanager
+def _mapped(path: pathlib.Path) -> Iterator[Any]:
+    """The bytes of a file, mapped."""
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:  # cannot be mapped
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
 
 
 def _check_num_threads(num_threads: Any) -> None:

@@ -81,11 +81,14 @@ class FileLayout:
 
     def __init__(self, model: Any, arrays: Mapping[int, np.ndarray]) -> None:
         _share_equal_buffers(model)
-        self._arrays = dict(arrays)
-        for index, buffer in enumerate(model.buffers):
-            if buffer.data is not None and index not in arrays:
-                self._arrays[index] = np.ascontiguousarray(buffer.data, np.uint8)
-        self._arrays = {i: array for i, array in self._arrays.items() if array.nbytes}
+        constants = {
+            index: np.ascontiguousarray(buffer.data, np.uint8)
+            for index, buffer in enumerate(model.buffers)
+            if buffer.data is not None
+        }
+        both = {**constants, **arrays}
+        self._arrays = {index: array for index, array in both.items() if array.nbytes}
+        self._arrays = _without_empty_buffers(model, self._arrays)
 
         self._inside = True
         self._content = _pack(model, self._arrays, inside=True)
@@ -209,6 +212,23 @@ def _share_equal_buffers(model: Any) -> None:
     for index in replacement:
         if index not in kept:
             model.buffers[index].data = None
+
+
+def _without_empty_buffers(model: Any, arrays: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Points tensors without data to buffer 0, the empty one; returns `arrays` by new numbers.
+
+    The converter gives every tensor a buffer. A variable keeps its own, which is its state.
+    """
+    kept = {0, *arrays} | {entry.buffer for entry in model.metadata or []}
+    tensors = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors]
+    kept |= {tensor.buffer for tensor in tensors if tensor.isVariable}
+    numbers = {old: new for new, old in enumerate(sorted(kept))}
+    model.buffers = [model.buffers[old] for old in sorted(kept)]
+    for tensor in tensors:
+        tensor.buffer = numbers.get(tensor.buffer, 0)
+    for entry in model.metadata or []:
+        entry.buffer = numbers[entry.buffer]
+    return {numbers[old]: array for old, array in arrays.items()}
 
 
 def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
