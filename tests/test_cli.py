@@ -224,6 +224,8 @@ def test_benchmark(capsys, folder):
     assert result.prefill_tokens_per_s == result.prefill_tokens / result.prefill_seconds
     assert result.decode_tokens_per_s == 1 / result.decode_seconds
     assert 0 < result.baseline_rss_bytes < result.peak_rss_bytes
+    # Keys and values of 2 layers with 1 head of 32, float32.
+    assert result.cache_bytes == 2 * 2 * 64 * 32 * 4
     assert result.file_bytes == (folder / "model.tflite").stat().st_size
     # The measuring process must not carry TensorFlow: its import alone takes more than 300 MB.
     assert result.peak_rss_bytes < 300e6

@@ -71,7 +71,7 @@ def variant(name, perplexity, accuracy):
         pathlib.Path("none"),
         Evaluation(perplexity, accuracy, {}, 10, 20),
         Measurement(
-            0.01, 0.02, 0.01, 32, 3200, 0.001, 1000, 70_000_000, 40_000_000, 5000, 1, None, 3
+            0.01, 0.02, 0.01, 32, 3200, 0.001, 1000, 70_000_000, 40_000_000, 900, 5000, 1, None, 3
         ),
     )
 

@@ -80,6 +80,18 @@ def test_a_prompt_about_an_image_goes_in_one_call(make):
         generator.generate_ids(prompt_of(17), image)
 
 
+def test_a_text_that_is_not_chunked_goes_in_one_call(make):
+    generator, fake = make(chunked=False)
+    for count in (1, 4, 5, 16):
+        assert list(generator.generate_ids(prompt_of(count), max_new_tokens=3)) == expected_ids(
+            prompt_of(count), 3
+        )
+    lengths = [length for name, _, length, _ in fake.calls if name != "decode"]
+    assert lengths == [4, 4, 16, 16]
+    with pytest.raises(ValueError, match="prompt of 1 to 16 tokens, got 17"):
+        generator.generate_ids(prompt_of(17))
+
+
 def test_an_image_is_encoded_once(make):
     generator, fake = make(IMAGE)
 
@@ -296,7 +308,7 @@ def test_signatures_of_another_model(make, monkeypatch):
         with pytest.raises(ValueError, match=r"signatures \['decode', 'prefill_16', 'prefill_4'\]"):
             make()
     generator, fake = make()
-    fake.metadata = metadata(chunked=False)
+    fake.metadata = metadata(IMAGE)
     with pytest.raises(ValueError, match="do not belong together"):
         Generator(generator.path)
 

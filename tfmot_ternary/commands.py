@@ -185,7 +185,8 @@ def _run_benchmark(values: flags.FlagValues, arguments: list[str]) -> None:
     )
     print(
         f"peak memory    {result.peak_rss_bytes:,} bytes "
-        f"({result.peak_rss_bytes - result.baseline_rss_bytes:,} above Python and the runtime)"
+        f"({result.peak_rss_bytes - result.baseline_rss_bytes:,} above Python and the runtime; "
+        f"{result.cache_bytes:,} the KV cache)"
     )
 
 

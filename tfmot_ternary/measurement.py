@@ -49,7 +49,8 @@ class Measurement:
       peak_rss_bytes: highest resident memory of the whole process (VmHWM), Python included.
       baseline_rss_bytes: resident memory before the model is opened (Python, NumPy, the packages of
         interpreter and tokenizer), to tell what the model adds.
-      file_bytes: size of the `.tflite`.
+      cache_bytes: memory of the KV cache, a part of the peak.
+      file_bytes: size of the `.tflite`; what is read of it is resident too.
       num_threads: threads of the interpreter; None: its default.
       backend: "litert" or "tf", or None: the default.
       repeats: measured prefills and generations; at least as many as asked for.
@@ -64,6 +65,7 @@ class Measurement:
     decode_tokens_per_s: float
     peak_rss_bytes: int
     baseline_rss_bytes: int
+    cache_bytes: int
     file_bytes: int
     num_threads: int | None
     backend: str | None
@@ -188,6 +190,7 @@ def _measure_here(
         decode_tokens_per_s=1 / decode,
         peak_rss_bytes=_resident_bytes("VmHWM"),
         baseline_rss_bytes=baseline,
+        cache_bytes=metadata.cache_bytes,
         file_bytes=os.path.getsize(path),
         num_threads=num_threads,
         backend=backend,
