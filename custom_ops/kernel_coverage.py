@@ -25,6 +25,7 @@ TABLES = sorted((pathlib.Path(__file__).resolve().parent / "kernels").glob("*.in
 LEVEL_OF_FLAG = {
     "kCpuPortable": "portable",
     "kCpuAvx2": "avx2",
+    "kCpuFma": "avx2",
     "kCpuAvxVnni": "avxvnni",
     "kCpuAvx512Bw": "avx512bw",
     "kCpuAvx512Vnni": "avx512vnni",

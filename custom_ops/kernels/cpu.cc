@@ -28,10 +28,11 @@ struct Level {
 // No CPU has kCpuAvx512Bw and kCpuAvxVnni without kCpuAvx512Vnni.
 constexpr Level kLevels[] = {
     {"portable", kCpuPortable},
-    {"avx2", kCpuAvx2},
-    {"avxvnni", kCpuAvx2 | kCpuAvxVnni},
-    {"avx512bw", kCpuAvx2 | kCpuAvx512Bw},
-    {"avx512vnni", kCpuAvx2 | kCpuAvxVnni | kCpuAvx512Bw | kCpuAvx512Vnni | kCpuAvx512Vbmi},
+    {"avx2", kCpuAvx2 | kCpuFma},
+    {"avxvnni", kCpuAvx2 | kCpuFma | kCpuAvxVnni},
+    {"avx512bw", kCpuAvx2 | kCpuFma | kCpuAvx512Bw},
+    {"avx512vnni",
+     kCpuAvx2 | kCpuFma | kCpuAvxVnni | kCpuAvx512Bw | kCpuAvx512Vnni | kCpuAvx512Vbmi},
     {"neon", kCpuNeon},
     {"dotprod", kCpuNeon | kCpuDotProd},
 };
@@ -65,6 +66,7 @@ CpuFlags HostCpu() {
   uint32_t a, b, c, d;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0) return flags;
   const bool has_xgetbv = (c & (1u << 27)) != 0;
+  const bool fma_f16c = (c & (1u << 12)) != 0 && (c & (1u << 29)) != 0;
   if (!has_xgetbv) return flags;
   const uint64_t saved = SavedRegisters();
   constexpr uint64_t kYmm = 0x06;      // xmm and the upper halves of ymm
@@ -72,7 +74,7 @@ CpuFlags HostCpu() {
   constexpr uint64_t kTile = 0x60000;  // tile configuration and data
   const auto has = [](uint32_t reg, int bit) { return ((reg >> bit) & 1) != 0; };
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return flags;
-  if ((saved & kYmm) == kYmm && has(b, 5)) flags |= kCpuAvx2;
+  if ((saved & kYmm) == kYmm && has(b, 5)) flags |= fma_f16c ? kCpuAvx2 | kCpuFma : kCpuAvx2;
   const bool f_dq_bw_vl = has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31);
   if ((saved & kZmm) == kZmm && f_dq_bw_vl) {
     flags |= kCpuAvx512Bw;

@@ -18,6 +18,7 @@ enum CpuFlag : uint32_t {
   kCpuAvx512Vbmi = 1u << 4,  // AVX-512 VBMI, never without kCpuAvx512Bw
   kCpuAmxInt8 = 1u << 5,     // AMX-TILE and AMX-INT8, and the system lets this process use them;
                              // GFNI too, and never without kCpuAvx512Vnni
+  kCpuFma = 1u << 6,         // FMA and F16C, never without kCpuAvx2: of every such CPU but VIA's
 
   kCpuNeon = 1u << 16,     // Advanced SIMD: every ARM64 CPU
   kCpuDotProd = 1u << 17,  // SDOT, UDOT
