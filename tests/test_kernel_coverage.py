@@ -123,14 +123,9 @@ def test_flags_without_a_level_fail(coverage, tmp_path):
 
 
 def test_the_table_of_the_source_tree(coverage):
-<<<<<<< HEAD
     tables = (CUSTOM_OPS / "kernels").glob("*.inc")
     text = "".join(table.read_text() for table in tables)
     kernels = coverage.read_tables()
-=======
-    text = "".join(table.read_text() for table in coverage.TABLES)
-    kernels = coverage.read_table()
->>>>>>> 07170b5 (Attention kernels for AVX-512, AVX2 and NEON)
     assert len(kernels) == len(re.findall(r'^TFMOT_TERNARY_\w+\("', text, re.MULTILINE))
     names = [kernel.name for kernel in kernels]
     assert len(set(names)) == len(names)
