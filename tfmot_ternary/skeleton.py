@@ -48,12 +48,14 @@ class WithoutWeights(keras.StatelessScope):
         # Keras lists variables without values here and gives all of them values as soon as another
         # scope ends: whatever is made in this scope must not stay on that list.
         self._outer = global_state.get_global_attribute(_UNINITIALIZED)
-        global_state.set_global_attribute(_UNINITIALIZED, _VariablesWithoutValues())
+        self._made = _VariablesWithoutValues()
+        global_state.set_global_attribute(_UNINITIALIZED, self._made)
         super().__enter__()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
+        self._made.release()
         global_state.set_global_attribute(_UNINITIALIZED, self._outer or [])
         if isinstance(error, _Stopped):
             raise error.reason
@@ -65,6 +67,10 @@ class _VariablesWithoutValues(list[Any]):
     def append(self, variable: Any) -> None:
         variable._convert_to_tensor = _unchanged
         super().append(variable)
+
+    def release(self) -> None:
+        for variable in self:
+            del variable._convert_to_tensor
 
 
 def _unchanged(value: Any, dtype: Any = None) -> Any:
