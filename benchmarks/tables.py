@@ -2,6 +2,7 @@
 
 The study's language model (GPT-2 on English text, vocabulary 1024, width 192) and the demo's
 vision-language model, both with a tied table; the body float, or ternary after a short recovery.
+A ternary table is also measured where the recovery trains it.
 Perplexity on the study's test split, through the ops' TensorFlow bodies (the same numbers).
 
     python -m benchmarks.tables [--subject=lm] [--steps=200]
@@ -24,7 +25,7 @@ from benchmarks.study.subjects import SUBJECTS, Data
 from benchmarks.study.trainer import Quality, quality_of
 from tfmot_ternary import packing
 from tfmot_ternary.freezing import freeze
-from tfmot_ternary.weight_storage import storage_of
+from tfmot_ternary.weight_storage import WeightStorage, storage_of
 
 FORMATS = ("i8", "i4:64", "i4", "t2:128", "t2", "t2:32", "b1")
 BATCH = 70
@@ -61,33 +62,34 @@ def measure(name: str, steps: int) -> list[dict[str, Any]]:
     subject = SUBJECTS[name](pathlib.Path(_FOLDER.value))
     test = subject.held_out("test")
     width = int(subject.model.backbone.token_embedding.output_dim)
-    student = Student(subject, 3, 64)
-    student.run(Run(name, steps=steps, group_size=64))
-    rows = []
-    for body, model in (("float", subject.model), ("ternary", student.model)):
-        for token in (None, *FORMATS):
-            frozen = model if token is None and body == "float" else freeze(model, tables=token)
-            quality = score(frozen, test)
-            stored = token and storage_of(token)
-            bits = 32.0
-            if stored:
-                bits = packing.bits_per_weight(width, stored.weight_format, stored.group_size)
-                bits += 32 / width if stored.group_size is None else 0
-            rows.append(
-                {
-                    "subject": name,
-                    "body": body,
-                    "tables": token or "float32",
-                    "bits_per_weight": bits,
-                    "perplexity": quality.perplexity,
-                    "accuracy": quality.accuracy,
-                }
-            )
-            print(
-                f"{name:<5}{body:<9}{token or 'float32':<9}{bits:6.2f} bits  perplexity "
-                f"{quality.perplexity:8.4f}  accuracy {quality.accuracy:.4f}",
-                flush=True,
-            )
+    rows: list[dict[str, Any]] = []
+
+    def add(body: str, tables: str, model: Any, stored: WeightStorage | None) -> None:
+        bits = 32.0
+        if stored:
+            bits = packing.bits_per_weight(width, stored.weight_format, stored.group_size)
+            bits += 32 / width if stored.group_size is None else 0
+        quality = score(model, test)
+        row = {"subject": name, "body": body, "tables": tables, "bits_per_weight": bits}
+        rows.append({**row, "perplexity": quality.perplexity, "accuracy": quality.accuracy})
+        print(
+            f"{name:<5}{body:<9}{tables:<12}{bits:6.2f} bits  perplexity "
+            f"{quality.perplexity:8.4f}  accuracy {quality.accuracy:.4f}",
+            flush=True,
+        )
+
+    def recovered(embeddings: bool) -> Any:
+        student = Student(subject, 3, 64, embeddings=embeddings)
+        student.run(Run(name, steps=steps, group_size=64))
+        return student.model
+
+    ternary = recovered(embeddings=False)
+    for body, model in (("float", subject.model), ("ternary", ternary)):
+        add(body, "float32", model if model is subject.model else freeze(model), None)
+        for token in FORMATS:
+            add(body, token, freeze(model, tables=token), storage_of(token))
+    # The same recovery, of the table too.
+    add("ternary", "t2, trained", freeze(recovered(embeddings=True)), storage_of("t2"))
     return rows
 
 

@@ -134,6 +134,7 @@ ALLOWED = {
     "fused_layers": {"fused_norms", "fused_ops", "fused_rotary", "layer_replacement"},
     "ops": {"composite", "op_arithmetic", "packing"},
     "weight_storage": {"initializers", "integer_weights", "packing", "quantizers"},
+    "layer_storage": {"layer_kernels", "weight_storage"},
     "keras3_storage": {
         "keras3_layers",
         "keras3_structure",

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import op_oracle
 import pytest
+import tf_keras
 
 from tfmot_ternary import keras3, packing
 from tfmot_ternary.conversion import convert
@@ -358,9 +359,39 @@ def test_bad_values_are_refused():
             freeze(model, tables=token)
 
 
-def test_tf_keras_has_the_converter_for_that():
-    import tf_keras
+# tf_keras.
 
-    model = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(3)])
-    with pytest.raises(ValueError, match="expected tables=None and others=None for the tf_keras"):
-        freeze(model, tables="i8")
+
+def tf_keras_model():
+    layers = tf_keras.layers
+    tf_keras.utils.set_random_seed(6)
+    ids = layers.Input((5,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, WIDTH, embeddings_initializer="normal", name="tokens")(ids)
+    x = layers.MultiHeadAttention(2, 20, name="attention")(x, x)
+    x = layers.Conv1D(12, 3, padding="same", name="conv")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+    x = layers.Dense(WIDTH, name="small")(x)  # 12 x 76 weights
+    return tf_keras.Model(ids, layers.Dense(VOCABULARY, name="logits")(x))
+
+
+def test_tf_keras(tmp_path):
+    model = tf_keras_model()
+    frozen = freeze(model, tables="i4", others="i8")
+    formats = {
+        layer.name: layer.weight_format
+        for layer in frozen._flatten_layers()
+        if isinstance(layer, PackedLayer)
+    }
+    attention = dict.fromkeys(("query", "key", "value", "attention_output"), "i8")
+    assert formats == {"tokens": "i4", "logits": "i4", "conv": "i8", **attention}
+    table = dequantized(frozen.get_layer("tokens").packed_weights)
+    np.testing.assert_array_equal(frozen.get_layer("tokens")(IDS), table[IDS])
+    expected = model(IDS).numpy()
+    # Four bits in the first and the last product: half a step is 1/14 of a group's largest weight.
+    np.testing.assert_allclose(frozen(IDS), expected, atol=0.15 * np.abs(expected).max())
+    exact = freeze(model, activations="float32", others="i8")
+    # Half a step of 1/127 in five layers, of random sign.
+    np.testing.assert_allclose(exact(IDS), expected, atol=0.02 * np.abs(expected).max())
+    frozen.save(tmp_path / "model.keras")
+    loaded = tf_keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(IDS), frozen(IDS))

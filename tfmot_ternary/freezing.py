@@ -36,12 +36,12 @@ def freeze(
       recognize: whether float layers are packed too where their weights are ternary or binary
         already: {-a, 0, +a} or {-a, +a}, with one `a` per tensor, output or group of inputs. This
         is exact (`recognition.recognize`); all other float layers stay as they are.
-      tables: how token tables and heads that were not quantized are stored (Keras 3): None (float),
+      tables: how token tables and heads that were not quantized are stored: None (float),
         "i8" (one scale per row), "i4" (per group of 32), "t2" or "t5" (k-means per group of 64),
         or with another group size: "i4:64", "t2:128". A table that is also the head is stored once.
       others: "i8" stores the other kernels that are still float (skipped layers, embeddings of
         positions) in 8 bits, one scale per output, as TF Lite's dynamic range does; None leaves
-        them (Keras 3). With `tables` or `others` a float model is taken too.
+        them. With `tables` or `others` a float model is taken too.
 
     Returns:
       A model of the same Keras version and structure, for inference only. In tf_keras a
@@ -68,13 +68,9 @@ def freeze(
     if tf_keras is not None and isinstance(model, tf_keras.Model):
         from tfmot_ternary import freezing_tf_keras
 
-        if tables is not None or others is not None:
-            raise ValueError(
-                f"expected tables=None and others=None for the tf_keras model {model.name!r}, got "
-                f"{tables!r} and {others!r}, which are for Keras 3; store what stays float in 8 "
-                "bits with convert(model, optimizations=[tf.lite.Optimize.DEFAULT])"
-            )
-        return freezing_tf_keras.freeze(model, weight_format, activations, recognize)
+        return freezing_tf_keras.freeze(
+            model, weight_format, activations, recognize, tables, others
+        )
     raise TypeError(
         f"expected a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__name__}"
     )

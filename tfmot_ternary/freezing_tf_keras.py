@@ -13,6 +13,7 @@ from tfmot_ternary.folding import Tail, fold_batch_normalization, followers, rel
 from tfmot_ternary.freezing import nothing_to_freeze, pack_kernel, pack_recognized
 from tfmot_ternary.freezing_rnn import config_for_tf_lite, freeze_rnn, is_rnn
 from tfmot_ternary.layer_kernels import kernel_layouts, kernel_variable, quantizes
+from tfmot_ternary.layer_storage import LayerStorage
 from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.packed_tf_keras import (
     PROJECTIONS,
@@ -21,6 +22,7 @@ from tfmot_ternary.packed_tf_keras import (
 )
 from tfmot_ternary.packing import PackedWeights
 from tfmot_ternary.quantize_config import KernelQuantizeConfig
+from tfmot_ternary.weight_storage import pack_rows
 
 __all__ = ["freeze"]
 
@@ -44,19 +46,27 @@ _FOLDING_LAYERS = (
 )
 
 
-def freeze(model: Any, weight_format: str | None, activations: str, recognize: bool) -> Any:
+def freeze(
+    model: Any,
+    weight_format: str | None,
+    activations: str,
+    recognize: bool,
+    tables: str | None = None,
+    others: str | None = None,
+) -> Any:
     """See `tfmot_ternary.freezing.freeze`."""
     layers = list(model._flatten_layers())
     frozen_already = any(isinstance(layer, PackedLayer) for layer in layers)
     quantized = any(_is_quantized(layer) for layer in layers)
-    if not quantized and (frozen_already or not recognize):
+    storage = LayerStorage(model, tables, others)
+    if not quantized and (frozen_already or not recognize and storage.is_float):
         raise nothing_to_freeze(model, frozen_already, recognize)
     if not model.built or not isinstance(model, (keras.Sequential, keras.Model)):
         raise ValueError(
             f"expected a built model, got {model.name!r}; call model.build(input_shape)"
         )
     with tfmot.quantization.keras.quantize_scope():  # for layers that tfmot's 8-bit scheme wraps
-        frozen = _Freezing(weight_format, activations, recognize).clone(model)
+        frozen = _Freezing(weight_format, activations, recognize, storage).clone(model)
     if not any(isinstance(layer, PackedLayer) for layer in frozen._flatten_layers()):
         raise nothing_to_freeze(model, frozen_already, recognize)
     return frozen
@@ -71,10 +81,17 @@ def _is_quantized(layer: Any) -> bool:
 class _Freezing:
     """One run: clones models layer by layer, then fills in the weights."""
 
-    def __init__(self, weight_format: str | None, activations: str, recognize: bool) -> None:
+    def __init__(
+        self,
+        weight_format: str | None,
+        activations: str,
+        recognize: bool,
+        storage: LayerStorage,
+    ) -> None:
         self._weight_format = weight_format
         self._activations = activations
         self._recognize = recognize
+        self._storage = storage
 
     def clone(self, model: Any) -> Any:
         """The frozen clone of a Sequential or Functional model, nested ones included."""
@@ -84,11 +101,11 @@ class _Freezing:
                 f"{model.name!r}; rebuild it with the functional API"
             )
         following = followers(model)
-        recognized = self._recognized(model)
+        float_kernels = self._float_layers(model)
         tails = {
             id(layer): tail_of(inner, layer, following)
             for layer in model.layers
-            if _is_quantized(layer) or id(layer) in recognized
+            if _is_quantized(layer) or id(layer) in float_kernels
             for inner in (layer.layer if _is_quantized(layer) else layer,)
             if isinstance(inner, _FOLDING_LAYERS)
             and getattr(inner, "data_format", "channels_last") == "channels_last"
@@ -104,9 +121,9 @@ class _Freezing:
         def clone_layer(layer: Any) -> Any:
             if id(layer) in absorbed:
                 return keras.layers.Identity(name=layer.name)
-            if _is_quantized(layer) or id(layer) in recognized:
+            if _is_quantized(layer) or id(layer) in float_kernels:
                 inner = layer.layer if _is_quantized(layer) else layer
-                kernels = recognized.get(id(layer)) or self._pack(layer)
+                kernels = float_kernels.get(id(layer)) or self._pack(layer)
                 made, parts = self._packed(inner, kernels, tails.get(id(layer), Tail()))
                 weights.extend(parts)
                 return made
@@ -127,10 +144,20 @@ class _Freezing:
             layer.set_weights(values)
         return frozen
 
-    def _recognized(self, model: Any) -> dict[int, dict[str, PackedWeights]]:
-        """id(layer) -> packed kernels of the float layers that are ternary or binary already."""
-        kernels = {id(layer): self._recognized_kernels(layer) for layer in model.layers}
+    def _float_layers(self, model: Any) -> dict[int, dict[str, PackedWeights]]:
+        """id(layer) -> packed kernels of the float layers that are packed as well."""
+        kernels = {id(layer): self._float_kernels(layer) for layer in model.layers}
         return {key: packed for key, packed in kernels.items() if packed is not None}
+
+    def _float_kernels(self, layer: Any) -> dict[str, PackedWeights] | None:
+        """Packed kernels of a float layer, by their attribute; None for one that stays float."""
+        recognized = self._recognized_kernels(layer)
+        storage = self._storage.kernel(layer) if recognized is None else None
+        if storage is None:
+            return recognized
+        ((attribute, layout),) = kernel_layouts(layer).items()
+        matrix = layout.to_matrix(np.asarray(kernel_variable(layer, attribute)))
+        return {attribute: pack_rows(matrix, storage, layer.name)}
 
     def _recognized_kernels(self, layer: Any) -> dict[str, PackedWeights] | None:
         """Packed kernels of a float layer, by their attribute, if all of them are recognized."""
@@ -215,7 +242,7 @@ class _Freezing:
             part = getattr(attention, name)
             quantized = _is_quantized(part)
             layer = part.layer if quantized else part
-            kernels = self._pack(part) if quantized else self._recognized_kernels(part)
+            kernels = self._pack(part) if quantized else self._float_kernels(part)
             if kernels is None:
                 return None
             (packed,) = kernels.values()

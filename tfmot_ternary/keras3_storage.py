@@ -13,7 +13,13 @@ from tfmot_ternary.keras3_layers import is_quantized, layout_of
 from tfmot_ternary.keras3_structure import nested_layers
 from tfmot_ternary.kernel_layout import KernelLayout
 from tfmot_ternary.packed_layer import PackedLayer
-from tfmot_ternary.weight_storage import WeightStorage, storage_of
+from tfmot_ternary.weight_storage import (
+    MIN_ELEMENTS,
+    WeightStorage,
+    is_token_table_name,
+    others_storage_of,
+    storage_of,
+)
 
 __all__ = [
     "FloatStorage",
@@ -23,12 +29,6 @@ __all__ = [
     "layer_config",
     "storage_configs",
 ]
-
-OTHERS = (None, "i8")
-# Fewer weights than this stay float, as TF Lite's dynamic-range quantization leaves them.
-MIN_ELEMENTS = 1024
-# Embedding layers that are no token tables: few rows, each of which every example reads.
-_NO_TOKENS = ("position", "segment", "token_type")
 
 
 class FloatStorage:
@@ -52,13 +52,8 @@ class FloatStorage:
         Raises:
           ValueError: another token.
         """
-        if others not in OTHERS:
-            raise ValueError(
-                'expected others None (float) or "i8" (8 bits, one scale per output), got '
-                f"{others!r}"
-            )
         self._tables = None if tables is None else storage_of(tables)
-        self._others = None if others is None else storage_of(others, "others")
+        self._others = others_storage_of(others)
         self._table_shapes = {
             (int(layer.input_dim), int(layer.output_dim))
             for _, layer in nested_layers(model)
@@ -164,6 +159,4 @@ def head_layout(layer: Any) -> KernelLayout:
 
 
 def _is_token_table(layer: Any) -> bool:
-    return isinstance(layer, layers.Embedding) and not any(
-        word in layer.name.lower() for word in _NO_TOKENS
-    )
+    return isinstance(layer, layers.Embedding) and is_token_table_name(layer.name)

@@ -21,7 +21,19 @@ from tfmot_ternary.packing import (
     scale_shape,
 )
 
-__all__ = ["WeightStorage", "pack_rows", "storage_of"]
+__all__ = [
+    "MIN_ELEMENTS",
+    "WeightStorage",
+    "is_token_table_name",
+    "others_storage_of",
+    "pack_rows",
+    "storage_of",
+]
+
+# Kernels of fewer weights stay float, as TF Lite's dynamic-range quantization leaves them.
+MIN_ELEMENTS = 1024
+# Embedding layers that are no token tables: few rows, each of which every example reads.
+_NO_TOKENS = ("position", "segment", "token_type")
 
 # The group size of a token without one: the fewer values a weight may have, the more its scale has
 # to follow the weights around it. Eight bits lose next to nothing with one scale per row.
@@ -68,6 +80,20 @@ def storage_of(token: str, name: str = "tables") -> WeightStorage:
     return WeightStorage(
         weight_format, group_size_of(size) if size else _GROUP_SIZES[weight_format]
     )
+
+
+def others_storage_of(token: str | None) -> WeightStorage | None:
+    """The storage that the argument `others` tells; raises ValueError unless it is None or "i8"."""
+    if token not in (None, "i8"):
+        raise ValueError(
+            f'expected others None (float) or "i8" (8 bits, one scale per output), got {token!r}'
+        )
+    return None if token is None else storage_of(token)
+
+
+def is_token_table_name(name: str) -> bool:
+    """Whether an embedding layer of this name may be a token table: not positions or segments."""
+    return not any(word in name.lower() for word in _NO_TOKENS)
 
 
 def pack_rows(

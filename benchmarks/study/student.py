@@ -29,7 +29,12 @@ class Student:
     """The quantized twin of one subject, at one granularity."""
 
     def __init__(
-        self, subject: Subject, levels: int, group_size: GroupSize, gradual: bool = False
+        self,
+        subject: Subject,
+        levels: int,
+        group_size: GroupSize,
+        gradual: bool = False,
+        embeddings: bool = False,
     ) -> None:
         """Makes the twin.
 
@@ -38,8 +43,10 @@ class Student:
           levels: 3 or 2.
           group_size: as in a scheme.
           gradual: whether its kernels can be quantized in part (`Phase.gradual`).
+          embeddings: whether its token table is quantized too.
         """
-        scheme = (tt.TernaryScheme if levels == 3 else tt.BinaryScheme)(group_size)
+        scheme_class = tt.TernaryScheme if levels == 3 else tt.BinaryScheme
+        scheme = scheme_class(group_size, embeddings=embeddings)
         self.subject, self._levels, self._group_size = subject, levels, group_size
         self.model = keras3.quantize(subject.model, scheme)
         self._layers = {p: x for p, x in nested_layers(self.model) if is_quantized(x)}
