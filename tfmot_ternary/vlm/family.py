@@ -1,59 +1,19 @@
 """Family: how one kind of KerasHub CausalLM is called for prefill and decode.
 
 Follows the `call_with_cache` protocol of KerasHub's CausalLM classes
-(https://keras.io/keras_hub/api/base_classes/causal_lm/): the forward pass on some positions, with
-a KV cache of shape [batch, layers, 2, positions, key-value heads, head size].
+(https://keras.io/keras_hub/api/base_classes/causal_lm/): the forward pass on some positions, with a
+cache of keys and values.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
+from tfmot_ternary.vlm import tokenizer_export
+from tfmot_ternary.vlm.attention_substitution import Substitution
+from tfmot_ternary.vlm.cache_layout import CacheLayout, layout_of
 from tfmot_ternary.vlm.metadata import ImageSpec
-
-
-class LayerCaches:
-    """One cache tensor per layer, in the place of the stacked tensor that `call_with_cache` takes.
-
-    A stacked tensor of rank 6 would be cut apart and copied together in every decode step, and TF
-    Lite's own kernels stop at rank 5.
-
-    Args:
-      tensors: one per layer, [batch, 2, positions, key-value heads, head size].
-    """
-
-    def __init__(self, tensors: Sequence[Any]):
-        self._tensors = list(tensors)
-
-    def __getitem__(self, key: Any) -> Any:
-        """Returns layer i for `[:, i]` and `[:, i, ...]`, which is all that KerasHub asks for."""
-        if (
-            isinstance(key, tuple)
-            and len(key) in (2, 3)
-            and key[0] == slice(None)
-            and isinstance(key[1], int)
-            and key[2:] in ((), (Ellipsis,))
-        ):
-            return self._tensors[key[1]]
-        raise ValueError(
-            f"expected cache[:, layer, ...] in call_with_cache, got cache[{key}]: this family is "
-            "not supported"
-        )
-
-    @staticmethod
-    def unstack(cache: Any) -> list[Any]:
-        """Returns the layers of the stacked cache that `call_with_cache` has made.
-
-        In a traced function the stack is an operator whose inputs are the layers: taken from
-        there, nothing is copied.
-        """
-        import tensorflow as tf
-
-        if cache.op.type == "Pack" and cache.op.get_attr("axis") == 1:
-            return list(cache.op.inputs)
-        return tf.unstack(cache, axis=1)
 
 
 class TextFamily:
@@ -69,48 +29,57 @@ class TextFamily:
         self.backbone = causal_lm.backbone
 
     @property
-    def adds_start_token(self) -> bool:
-        """Whether the family's own `generate` puts the begin token in front of a prompt."""
-        return bool(self.causal_lm.preprocessor.add_start_token)
+    def start_id(self) -> int | None:
+        """The id that the family's own `generate` puts in front of a prompt."""
+        return tokenizer_export.start_id(self.causal_lm.preprocessor)
 
     @property
     def image_sequence_length(self) -> int:
         """Positions that the image takes in front of the prompt."""
         return 0
 
+    @property
+    def longest_context(self) -> int | None:
+        """Positions that the model has embeddings for, or None where it computes them."""
+        table = getattr(self.backbone, "position_embedding", None)
+        length = getattr(table, "sequence_length", None)
+        return None if length is None else int(length)
+
     def image_spec(self) -> ImageSpec | None:
         return None
 
-    def cache_shape(self, cache_length: int) -> list[int]:
-        """Returns the shape of a cache of `cache_length` positions, as the model itself builds it.
+    def cache_layout(self) -> CacheLayout:
+        """Returns what the model keeps of each layer."""
+        return layout_of(self.causal_lm)
 
-        [1, layers, 2, cache_length, key-value heads, head size].
+    def prefill(self, substitution: Substitution, tokens: Any, position: Any, length: Any) -> Any:
+        """Returns the logits behind the last real token, float32 [1, vocabulary].
+
+        Args:
+          substitution: gives the cache.
+          tokens: int32 [1, T].
+          position: int32 [1], where the first of them stands in the context.
+          length: int32 [1], how many of them are real.
+        """
+        caches = substitution.caches(position)
+        logits, hidden, _ = self.causal_lm.call_with_cache(tokens, caches.cache(), caches.index)
+        return self._last_logits(logits, hidden, length - 1)
+
+    def decode(self, substitution: Substitution, token: Any, position: Any) -> Any:
+        """Returns the logits behind the token, float32 [1, vocabulary].
+
+        Args:
+          substitution: gives the cache.
+          token: int32 [1, 1].
+          position: int32 [1], its place in the context.
         """
         import tensorflow as tf
 
-        traced = tf.function(self.causal_lm._build_cache).get_concrete_function(
-            tf.TensorSpec([1, cache_length], tf.int32)
-        )
-        return [int(d) for d in traced.structured_outputs[1].shape]
-
-    def prefill(
-        self, tokens: Any, length: Any, caches: Sequence[Any], image: Any = None
-    ) -> tuple[Any, list[Any]]:
-        """Returns (logits [1, vocabulary] behind the last real token, caches of the layers)."""
-        logits, hidden, cache = self.causal_lm.call_with_cache(tokens, LayerCaches(caches), 0)
-        return self._last_logits(logits, hidden, length - 1), LayerCaches.unstack(cache)
-
-    def decode(self, token: Any, position: Any, caches: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """Returns (logits [1, vocabulary] behind the token, caches of the layers)."""
-        import tensorflow as tf
-
-        logits, hidden, cache = self.causal_lm.call_with_cache(
-            token, LayerCaches(caches), position[0]
-        )
+        caches = substitution.caches(position)
+        logits, hidden, _ = self.causal_lm.call_with_cache(token, caches.cache(), caches.index)
         # The only position, by an index that the converter does not know to be zero: it would
         # merge the final normalization into the head's weights, and those into a second table.
-        index = tf.minimum(position, 0)
-        return self._last_logits(logits, hidden, index), LayerCaches.unstack(cache)
+        return self._last_logits(logits, hidden, tf.minimum(position, 0))
 
     def _last_logits(self, logits: Any, hidden: Any, index: Any) -> Any:
         """Returns the logits at position `index` ([1] int32).
@@ -131,14 +100,16 @@ class PaliGemmaFamily(TextFamily):
 
     Image and prompt see each other both ways; generated tokens see what stands before them. The
     mask over the whole cache is given explicitly, so that neither the prompt's padding nor the
-    unused rest of the cache is seen.
+    unused rest of the cache is seen. The padding's rows are overwritten as generation reaches them,
+    in order: a decode step sees no row that is not real.
     """
 
     name = "pali_gemma"
 
     @property
-    def adds_start_token(self) -> bool:
-        return True  # whatever the preprocessor's add_start_token says, which is for training
+    def start_id(self) -> int | None:
+        # Whatever the preprocessor's add_start_token says, which is for training.
+        return int(tokenizer_export.tokenizer_of(self.causal_lm).start_token_id)
 
     @property
     def image_sequence_length(self) -> int:
@@ -189,26 +160,34 @@ class PaliGemmaFamily(TextFamily):
             resize=converter.image_size is not None,
         )
 
-    def cache_shape(self, cache_length: int) -> list[int]:
-        backbone = self.backbone
-        heads = int(backbone.num_key_value_heads)
-        return [1, int(backbone.num_layers), 2, cache_length, heads, int(backbone.head_dim)]
+    def encode_image(self, image: Any) -> Any:
+        """Returns the features [1, positions, width] of an image [1, height, width, 3]."""
+        return self.backbone.vit_encoder(image)
 
-    def prefill(
-        self, tokens: Any, length: Any, caches: Sequence[Any], image: Any = None
-    ) -> tuple[Any, list[Any]]:
+    def feature_shape(self) -> list[int]:
+        """Returns the shape of what `encode_image` returns."""
+        return [1, self.image_sequence_length, int(self.backbone.hidden_dim)]
+
+    def prefill_image(
+        self, substitution: Substitution, features: Any, tokens: Any, length: Any
+    ) -> Any:
+        """Returns the logits behind image and prompt, float32 [1, vocabulary].
+
+        Args:
+          substitution: gives the cache.
+          features: what `encode_image` returned.
+          tokens: int32 [1, T], the whole prompt.
+          length: int32 [1], how many of them are real.
+        """
         import tensorflow as tf
 
         end = self.image_sequence_length + length  # [1]: positions of image and prompt
-        seen = tf.cast(tf.range(caches[0].shape[2])[tf.newaxis] < end, tf.int32)
-        logits, hidden, cache = self.causal_lm.call_with_cache(
-            tokens,
-            LayerCaches(caches),
-            0,
-            img_embeddings=self.backbone.vit_encoder(image),
-            padding_mask=seen,
+        seen = tf.cast(tf.range(substitution.cache_length)[tf.newaxis] < end, tf.int32)
+        caches = substitution.caches()
+        logits, hidden, _ = self.causal_lm.call_with_cache(
+            tokens, caches.cache(), caches.index, img_embeddings=features, padding_mask=seen
         )
-        return self._last_logits(logits, hidden, end - 1), LayerCaches.unstack(cache)
+        return self._last_logits(logits, hidden, end - 1)
 
 
 def family_of(causal_lm: Any) -> TextFamily:
@@ -218,24 +197,31 @@ def family_of(causal_lm: Any) -> TextFamily:
       ValueError: no KerasHub CausalLM with a cache, or one whose call is not known here.
     """
     call = getattr(causal_lm, "call_with_cache", None)
-    if call is None or getattr(causal_lm, "backbone", None) is None:
+    name = type(causal_lm).__name__
+    if getattr(causal_lm, "backbone", None) is None:
         raise ValueError(
-            "expected a KerasHub CausalLM with `backbone` and `call_with_cache`, got "
-            f"{type(causal_lm).__name__}: convert other models with tfmot_ternary.convert"
+            f"expected a KerasHub CausalLM with `backbone` and `call_with_cache`, got {name}: "
+            "convert other models with tfmot_ternary.convert"
+        )
+    if call is None:
+        raise ValueError(
+            f"expected a KerasHub CausalLM with `call_with_cache`, got {name}, which generates in "
+            "another way: this family is not supported"
         )
     parameters = list(inspect.signature(call).parameters)
     if parameters[:3] != ["token_ids", "cache", "cache_update_index"]:
         raise ValueError(
-            f"expected {type(causal_lm).__name__}.call_with_cache(token_ids, cache, "
-            f"cache_update_index, ...), got parameters {parameters}: this family is not supported"
+            f"expected {name}.call_with_cache(token_ids, cache, cache_update_index, ...), got "
+            f"parameters {parameters}: this family is not supported"
         )
-    if hasattr(causal_lm.backbone, "vit_encoder") and {"img_embeddings", "padding_mask"} <= set(
-        parameters
-    ):
+    backbone = causal_lm.backbone
+    if hasattr(backbone, "vit_encoder") and {"img_embeddings", "padding_mask"} <= set(parameters):
         return PaliGemmaFamily(causal_lm)
-    if any("image" in key for key in getattr(causal_lm.backbone, "input", {})):
+    inputs = getattr(backbone, "input", {})
+    if any("image" in key or "audio" in key for key in inputs if isinstance(key, str)):
         raise ValueError(
-            "expected a text model or PaliGemma, got "
-            f"{type(causal_lm).__name__}, which takes images in another way: not supported"
+            f"expected a text model or PaliGemma, got {name} with inputs {sorted(inputs)}: its "
+            "prefill needs masks over the whole context, which the prefill signatures do not "
+            "take; convert the family's text-only preset"
         )
     return TextFamily(causal_lm)

@@ -62,6 +62,7 @@ class TokenizerSpec:
       bos_id: id put in front of every prompt, or None.
       eos_ids: ids that end a generation; the first one also ends an answer in scoring.
       pad_id: id that fills a chunk of the prompt up to its prefill length.
+      sha256: hexadecimal digest of the file.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class TokenizerSpec:
     bos_id: int | None
     eos_ids: list[int]
     pad_id: int
+    sha256: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +82,10 @@ class CausalLMMetadata:
       family: "pali_gemma" or "text" (no image input).
       vocabulary_size: width of the logits.
       prefill_lengths: token ids that the signatures `prefill_<length>` take, ascending.
-      chunked: whether a prompt may go through several prefill calls, one chunk after the other
-        (`tokens`, `position`, `length`); otherwise it goes through one call, from position 0
-        (`features` of an image, `tokens`, `length`).
+      chunked: whether a prompt may go through several prefill calls, one chunk after the other;
+        otherwise it goes through one, from position 0. The inputs of a text model's prefill are
+        `tokens`, `position`, `length`, those of a vision-language model `features`, `tokens`,
+        `length`.
       cache_length: positions of the KV cache: image, prompt and generated tokens.
       cache_type: how the cache is stored: "float32", "float16" or "int8".
       cache_bytes: memory of the cache of all layers, for one interpreter.
