@@ -92,8 +92,15 @@ def stop_ids(causal_lm: Any) -> list[int]:
     base = keras_hub.models.CausalLM
     original = base.generate
 
-    def take(self: Any, inputs: Any, *, stop_token_ids: Any = "auto", **_: Any) -> None:
+    def take(
+        self: Any,
+        inputs: Any,
+        max_length: Any = None,
+        stop_token_ids: Any = "auto",
+        strip_prompt: bool = False,
+    ) -> None:
         nonlocal passed
+        del self, inputs, max_length, strip_prompt
         passed = stop_token_ids
 
     base.generate = take
