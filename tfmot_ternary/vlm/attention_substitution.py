@@ -16,7 +16,7 @@ from typing import Any
 
 from tfmot_ternary import attention_op
 from tfmot_ternary.vlm import attention_mask, attention_probe
-from tfmot_ternary.vlm.cache_layout import CacheLayout, cache_bytes
+from tfmot_ternary.vlm.cache_layout import CacheLayout
 
 KEY, VALUE = 0, 1
 _PARTS = ("key", "value")
@@ -158,10 +158,13 @@ class Substitution:
     @property
     def cache_bytes(self) -> int:
         """Memory of the caches of the layers that were traced, for one interpreter."""
-        return sum(
-            cache_bytes(self.cache_length, *layer, self.cache_type if i in self.whole else None)
-            for i, layer in enumerate(self.layout.layers)
-        )
+        total = 0
+        for i, (heads, size) in enumerate(self.layout.layers):
+            if i in self.whole:
+                total += attention_op.cache_bytes(self.cache_length, heads, size, self.cache_type)
+            else:  # two caches of float32 rows
+                total += 2 * self.cache_length * heads * size * 4
+        return total
 
     def caches(self, position: Any = None) -> TracedCaches:
         """Returns the stand-ins for the function that is traced now; see `TracedCaches`."""

@@ -74,19 +74,3 @@ def _unsupported(causal_lm: Any, got: str) -> ValueError:
         "[batch, layers, 2, positions, heads, head size] or a tuple of (keys, values), got "
         f"{got}: this family is not supported"
     )
-
-
-def cache_bytes(cache_length: int, heads: int, size: int, cache_type: str | None) -> int:
-    """Returns the memory of one layer's keys and values in the operators.
-
-    Args:
-      cache_length: positions.
-      heads, size: key-value heads, head size.
-      cache_type: "float32", "float16" or "int8" (with a scale for each row of a head), kept in
-        blocks of 16 positions; None: plain rows of float32.
-    """
-    if cache_type is None:
-        return 2 * cache_length * heads * size * 4
-    rows = 2 * (-(-cache_length // 16) * 16) * heads
-    element = {"float32": 4, "float16": 2, "int8": 1}[cache_type]
-    return rows * (size * element + (4 if cache_type == "int8" else 0))
