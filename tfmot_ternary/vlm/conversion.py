@@ -47,7 +47,8 @@ def convert_causal_lm(
     - `prefill_<T>`, one for each of `prefill_lengths`, for text: `tokens` [1, T] (padded on the
       right), `position` [1] (where they begin in the context, so that T positions fit in it),
       `length` [1] (real tokens) -> `logits` [1, vocabulary] behind the last real token. A longer
-      prompt goes through several calls, where the metadata say `chunked`.
+      prompt goes through several calls. A family whose prompt has to go through one call (metadata:
+      not `chunked`) has no `position`.
     - `encode_image` and `prefill_<T>` for vision and language: `image` [1, height, width, 3] ->
       `features` [1, positions, width]; `features`, `tokens` [1, T], `length` [1] -> `logits`. The
       whole prompt goes through one call: image and prompt see each other both ways.
@@ -148,14 +149,15 @@ def signatures(
     def decode(token: Any, position: Any) -> dict[str, Any]:
         return {"logits": family.decode(attention, token, position)}
 
-    def prefill(tokens: Any, position: Any, length: Any) -> dict[str, Any]:
+    def prefill(tokens: Any, length: Any, position: Any = None) -> dict[str, Any]:
         return {"logits": family.prefill(attention, tokens, position, length)}
 
-    one = {"position": spec("position", [1]), "length": spec("length", [1])}
     functions: Functions = {}
     for count in metadata.prefill_lengths:
-        name, tokens = metadata_lib.prefill_name(count), spec("tokens", [1, count])
-        functions[name] = (prefill, {"tokens": tokens, **one})
+        inputs = {"tokens": spec("tokens", [1, count]), "length": spec("length", [1])}
+        if metadata.chunked:
+            inputs["position"] = spec("position", [1])
+        functions[metadata_lib.prefill_name(count)] = (prefill, inputs)
     if isinstance(family, PaliGemmaFamily) and metadata.image is not None:
         vision = family
 
@@ -168,8 +170,7 @@ def signatures(
         size = [1, metadata.image.height, metadata.image.width, 3]
         for name, (_, inputs) in functions.items():
             features = spec("features", family.feature_shape(), tf.float32)
-            given = {"features": features, "tokens": inputs["tokens"], "length": inputs["length"]}
-            functions[name] = (prefill_image, given)
+            functions[name] = (prefill_image, {"features": features, **inputs})
         functions[metadata_lib.ENCODE_IMAGE] = (
             encode_image,
             {"image": spec("image", size, tf.float32)},

@@ -58,7 +58,7 @@ class TextFamily:
         Args:
           substitution: gives the cache.
           tokens: int32 [1, T].
-          position: int32 [1], where the first of them stands in the context.
+          position: int32 [1], where the first of them stands in the context; None: at 0.
           length: int32 [1], how many of them are real.
         """
         caches = substitution.caches(position)

@@ -83,9 +83,8 @@ class CausalLMMetadata:
       vocabulary_size: width of the logits.
       prefill_lengths: token ids that the signatures `prefill_<length>` take, ascending.
       chunked: whether a prompt may go through several prefill calls, one chunk after the other;
-        otherwise it goes through one, from position 0. The inputs of a text model's prefill are
-        `tokens`, `position`, `length`, those of a vision-language model `features`, `tokens`,
-        `length`.
+        otherwise it goes through one, which begins at position 0. Their inputs are `tokens`,
+        `position`, `length`; in one call `tokens`, `length` and for an image `features`.
       cache_length: positions of the KV cache: image, prompt and generated tokens.
       cache_type: how the cache is stored: "float32", "float16" or "int8".
       cache_bytes: memory of the cache of all layers, for one interpreter.
