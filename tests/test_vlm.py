@@ -158,10 +158,32 @@ def test_text_model(tmp_path):
         generator.generate("sum", causal_lms.scene())
 
 
+def test_defaults_for_text(tmp_path):
+    """Two lengths of chunks, and a context as long as the preprocessor's sequences."""
+    model = causal_lms.gemma()
+    model.preprocessor.sequence_length = 200
+    metadata = convert_causal_lm(model, tmp_path / "long.tflite")
+    assert (metadata.prefill_lengths, metadata.chunked) == ([16, 128], True)
+    # 2 layers, keys and values, 208 positions (blocks of 16), 2 heads of 16 values of 4 bytes.
+    assert (metadata.cache_length, metadata.cache_bytes) == (200, 2 * 2 * 208 * 2 * 16 * 4)
+    smaller = convert_causal_lm(model, tmp_path / "int8.tflite", cache_length=64, cache_type="int8")
+    assert smaller.prefill_lengths == [16, 64]
+    # One byte a value, and a scale for each row of a head.
+    assert smaller.cache_bytes == 2 * 2 * 64 * 2 * (16 + 4)
+    prompt = causal_lms.PROMPTS[3]
+    exact, close = (Generator(tmp_path / f"{name}.tflite") for name in ("long", "int8"))
+    ids = exact.tokenizer.encode_prompt(prompt)
+    wanted = exact.prefill(ids)
+    # 8 bits keep about 1 % of a key or value; few of them count.
+    assert np.abs(close.prefill(ids) - wanted).max() <= 0.05 * np.abs(wanted).max()
+    assert not np.array_equal(close.prefill(ids), wanted)
+
+
 def test_longer_context_gives_the_same_text(model, float_generator, tmp_path):
     path = tmp_path / "long.tflite"
-    metadata = convert_causal_lm(model, path, prefill_length=12, cache_length=60)
-    assert (metadata.prefill_length, metadata.cache_length) == (12, 60)
+    metadata = convert_causal_lm(model, path, prefill_lengths=(12, 6), cache_length=60)
+    assert (metadata.prefill_lengths, metadata.cache_length) == ([6, 12], 60)
+    assert not metadata.chunked
     prompt, image = "how many threes", causal_lms.scene(3)
     count = float_generator.room(prompt)
     longer = Generator(path)
@@ -306,8 +328,9 @@ def edited(float_path, tmp_path, change):
         (lambda r: r.pop("format_version"), "JSON record with format_version"),
         (lambda r: r.pop("image"), "metadata fields"),
         (lambda r: r.update(colour="red"), "metadata fields"),
-        (lambda r: r.update(cache_shape=[1, 2, 3, 1, 32]), "signature 'prefill' with inputs"),
-        (lambda r: r.update(prefill_length=8), "do not belong together"),
+        (lambda r: r.update(format_version=1), "format_version 2, got 1: convert the model again"),
+        (lambda r: r.update(prefill_lengths=[8]), "prefill_8"),
+        (lambda r: r["image"].update(height=48), "do not belong together"),
     ],
 )
 def test_edited_metadata(float_path, tmp_path, change, message):
@@ -317,12 +340,16 @@ def test_edited_metadata(float_path, tmp_path, change, message):
 
 def test_bad_conversions(model, tmp_path):
     path = tmp_path / "model.tflite"
-    with pytest.raises(ValueError, match="cache_length >= 40"):
-        convert_causal_lm(model, path, cache_length=20)
-    with pytest.raises(ValueError, match="prefill_length >= 1"):
-        convert_causal_lm(model, path, prefill_length=0)
-    with pytest.raises(ValueError, match="not yet frozen"):
-        convert_causal_lm(model, path, weight_format="t2")
+    with pytest.raises(ValueError, match=r"cache_length > 16 \(the image's positions\), got 16"):
+        convert_causal_lm(model, path, cache_length=16)
+    for lengths in ((0,), (), (6, 25)):
+        with pytest.raises(ValueError, match="prefill_lengths >= 1 and cache_length >="):
+            convert_causal_lm(model, path, prefill_lengths=lengths, cache_length=40)
+    with pytest.raises(ValueError, match="cache_type out of .* got 'int4'"):
+        convert_causal_lm(model, path, cache_type="int4")
+    for options in ({"weight_format": "t2"}, {"tables": "i8"}, {"others": "i8"}):
+        with pytest.raises(ValueError, match="not yet frozen"):
+            convert_causal_lm(model, path, **options)
     with pytest.raises(ValueError, match="KerasHub CausalLM"):
         convert_causal_lm(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), path)
     preprocessor, model.preprocessor = model.preprocessor, None

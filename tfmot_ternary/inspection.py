@@ -16,6 +16,8 @@ from flatbuffers import flexbuffers
 from tfmot_ternary import model_file, packing
 
 PREFIX = "tfmot_ternary."
+# Operators with packed weights -> which input holds them.
+_PACKED_INPUTS = {"fully_connected": 1, "conv2d": 1, "embedding_lookup": 1, "unpack": 0}
 ALIGNMENT = 64  # bytes; LiteRT's newer API refuses packed weights that are aligned to less
 # Constants below this many elements (norms, biases, shapes) are only summed up. It is also what
 # TF Lite's dynamic-range quantization leaves in float.
@@ -298,9 +300,7 @@ def _operator_uses(
 
 def _first_packed_input(name: str) -> int | None:
     """Returns which input of operator `name` holds packed weights; the scales follow it."""
-    if not name.startswith(PREFIX):
-        return None
-    return 0 if name == PREFIX + "unpack" else 1
+    return _PACKED_INPUTS.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
 
 
 def _options(file: model_file.ModelFile, name: str, operator: Any) -> dict[str, Any]:

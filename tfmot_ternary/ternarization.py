@@ -255,7 +255,7 @@ def _convert(student: Any, request: Request) -> None:
         convert_causal_lm(
             student,
             request.output,
-            prefill_length=request.prefill_length,
+            prefill_lengths=[request.prefill_length] if request.prefill_length else None,
             cache_length=request.cache_length,
             weight_format=request.weight_format,
             optimizations=optimizations,

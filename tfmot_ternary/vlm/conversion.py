@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_ternary import fused_layers, model_file
+from tfmot_ternary import attention_op, fused_layers, model_file
 from tfmot_ternary.vlm import attention_substitution, embedding, tokenizer_export
 from tfmot_ternary.vlm import image as image_lib
 from tfmot_ternary.vlm import metadata as metadata_lib
@@ -83,6 +83,10 @@ def convert_causal_lm(
       ValueError: not such a model, a family that does not fit, no preprocessor or another kind of
         tokenizer, another dtype, lengths that do not fit together.
     """
+    if cache_type not in attention_op.CACHE_TYPES:
+        raise ValueError(
+            f"expected cache_type out of {attention_op.CACHE_TYPES}, got {cache_type!r}"
+        )
     causal_lm = _frozen(causal_lm, weight_format, tables, others)
     family = family_of(causal_lm)
     tokenizer_export.tokenizer_of(causal_lm)
