@@ -18,7 +18,8 @@ SEQUENCE_LENGTH = causal_lms.SEQUENCE_LENGTH
 VOCABULARY = 300
 # Byte-pair vocabularies are trained on this, with some of everything that splits words.
 TEXT = [
-    " ".join(np.random.default_rng(seed).permutation(causal_lms.WORDS)) + f" {seed}'s x{seed * 37}!\n"
+    " ".join(np.random.default_rng(seed).permutation(causal_lms.WORDS))
+    + f" {seed}'s x{seed * 37}!\n"
     for seed in range(20)
 ]
 
@@ -38,7 +39,9 @@ def byte_pair(*special_tokens: str) -> tuple[dict[str, int], list[str]]:
     vocabulary = dict(model["vocab"])
     for token in special_tokens:
         vocabulary[token] = len(vocabulary)
-    return vocabulary, [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    return vocabulary, [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]
+    ]
 
 
 @functools.cache

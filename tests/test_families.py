@@ -1,4 +1,4 @@
-"""Each KerasHub family as a `.tflite`: float logits and the tokens of a ternary model equal Keras'."""
+"""KerasHub's families as `.tflite`: float logits and a ternary model's tokens equal Keras' own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import causal_lms
 import family_models
 import keras
-import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,8 +14,7 @@ import tensorflow as tf
 from tfmot_ternary import model_file, runtime
 from tfmot_ternary.keras3 import quantize
 from tfmot_ternary.scheme import TernaryScheme
-from tfmot_ternary.vlm import Generator, attention_mask, convert_causal_lm
-from tfmot_ternary.vlm.attention_mask import CausalMask
+from tfmot_ternary.vlm import Generator, convert_causal_lm
 from tfmot_ternary.vlm.family import family_of
 
 CACHE = 32
@@ -52,9 +50,7 @@ class Calls:
 
     def decode(self, token, position):
         run = self.interpreter.get_signature_runner("decode")
-        outputs = run(
-            token=np.array([[token]], np.int32), position=np.array([position], np.int32)
-        )
+        outputs = run(token=np.array([[token]], np.int32), position=np.array([position], np.int32))
         return outputs["logits"][0]
 
 

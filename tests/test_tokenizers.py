@@ -20,7 +20,22 @@ SENTENCE_PIECE = ["Gemma3", "Llama"]
 # What byte-pair patterns treat differently: words, contractions, digits, spaces, marks, characters
 # of two, three and four bytes, and special tokens.
 SCRAPS = [
-    *["what", " digit", "Row", "'s", "'LL", "can't", "7", "2048", " 12", ".", "...", "!?", "_", "-"],
+    *[
+        "what",
+        " digit",
+        "Row",
+        "'s",
+        "'LL",
+        "can't",
+        "7",
+        "2048",
+        " 12",
+        ".",
+        "...",
+        "!?",
+        "_",
+        "-",
+    ],
     *[" ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u2009", "\u3000", "\x00"],
     *["\u00e9", "e\u0301", "\u00df", "\u0416", "\u4f60\u597d", "\u0967", "\U0001f600", "\u200d"],
     *["<|endoftext|>", "<|eot_id|>", "<think>", "<|im_end|>", "<end_of_turn>", "<s>", "<", "|>"],

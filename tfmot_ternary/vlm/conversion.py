@@ -99,10 +99,14 @@ def convert_causal_lm(
 
     sequence_length = int(causal_lm.preprocessor.sequence_length)
     if cache_length is None:
-        cache_length = family.image_sequence_length + max([sequence_length, *(prefill_lengths or ())])
+        cache_length = family.image_sequence_length + max(
+            [sequence_length, *(prefill_lengths or ())]
+        )
     layout = family.cache_layout()
     with (
-        attention_substitution.substituted(causal_lm, layout, cache_length, cache_type) as attention,
+        attention_substitution.substituted(
+            causal_lm, layout, cache_length, cache_type
+        ) as attention,
         fused_layers.fused(causal_lm),
     ):
         _check_context(family, cache_length)

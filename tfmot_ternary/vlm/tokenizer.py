@@ -162,6 +162,4 @@ class Tokenizer:
 
 
 def _missing(package: str) -> ImportError:
-    return ImportError(
-        f"expected the package {package}, found none: run `pip install {package}`"
-    )
+    return ImportError(f"expected the package {package}, found none: run `pip install {package}`")

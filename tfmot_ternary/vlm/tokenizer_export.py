@@ -1,4 +1,4 @@
-"""Tokenizer export: the tokenizer of a KerasHub preprocessor -> a file and what is to know of it."""
+"""Tokenizer export: the tokenizer of a KerasHub preprocessor -> a file, and what to know of it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def start_id(preprocessor: Any) -> int | None:
     """
     text = "a"
     packed = preprocessor.generate_preprocess([text])
-    ids = [int(i) for i in packed["token_ids"][0]][: sum(bool(m) for m in packed["padding_mask"][0])]
+    count = sum(bool(m) for m in packed["padding_mask"][0])
+    ids = [int(i) for i in packed["token_ids"][0][:count]]
     own = [int(i) for i in preprocessor.tokenizer(text)]
     if ids == own:
         return None
