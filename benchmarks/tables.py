@@ -31,7 +31,9 @@ FORMATS = ("i8", "i4:64", "i4", "t2:128", "t2", "t2:32", "b1")
 BATCH = 70
 
 _SUBJECT = flags.DEFINE_multi_enum("subject", ["lm", "vlm"], ["lm", "vlm"], "the models")
-_STEPS = flags.DEFINE_integer("steps", 200, "of the ternary body's recovery", lower_bound=1)
+_STEPS = flags.DEFINE_integer(
+    "steps", 200, "of the ternary body's recovery; 0: none", lower_bound=0
+)
 _FOLDER = flags.DEFINE_string("folder", "build/study", "where the study keeps trained models")
 _OUTPUT = flags.DEFINE_string("output", "build/tables.json", "the results")
 
@@ -83,13 +85,15 @@ def measure(name: str, steps: int) -> list[dict[str, Any]]:
         student.run(Run(name, steps=steps, group_size=64))
         return student.model
 
-    ternary = recovered(embeddings=False)
-    for body, model in (("float", subject.model), ("ternary", ternary)):
+    bodies = {"float": subject.model}
+    if steps:
+        bodies["ternary"] = recovered(embeddings=False)
+    for body, model in bodies.items():
         add(body, "float32", model if model is subject.model else freeze(model), None)
         for token in FORMATS:
             add(body, token, freeze(model, tables=token), storage_of(token))
-    # The same recovery, of the table too.
-    add("ternary", "t2, trained", freeze(recovered(embeddings=True)), storage_of("t2"))
+    if steps:  # the same recovery, of the table too
+        add("ternary", "t2, trained", freeze(recovered(embeddings=True)), storage_of("t2"))
     return rows
 
 
