@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -146,6 +150,46 @@ def test_training_page(surroundings, number):
         np.testing.assert_array_equal(
             surroundings["again"](np.ones((1, 64))), surroundings["quantized"](np.ones((1, 64)))
         )
+
+
+# Not on a device: see your_model.md.
+NO_DEVICE = ["tensorflow", "keras", "tf_keras", "keras_hub", "tensorflow_model_optimization"]
+NO_DEVICE += ["absl", "tqdm", "sklearn", "matplotlib"]
+
+
+def test_your_model(scene, capsys, monkeypatch):
+    """Every command and block of the page, in order, where the files that it names are."""
+    import causal_lms
+
+    from tfmot_ternary import cli
+
+    causal_lms.pali_gemma().save_to_preset("my_preset")
+    line = {"prompt": "how many threes", "answer": "two", "image": "scene.png"}
+    pathlib.Path("examples.jsonl").write_text(f"{json.dumps(line)}\n" * 2)
+    text = (ROOT / "g3doc/your_model.md").read_text()
+    parts = re.findall(r"```python\n(.*?)```|^ {4}(\S[^\n]*)", text, flags=re.DOTALL | re.M)
+    assert len(parts) == 13
+    names: dict = {}
+    for block, command in parts:
+        # Without these packages; `None` makes an import of them fail.
+        if "device/model.tflite" in block:
+            missing = f"import sys; sys.modules.update(dict.fromkeys({NO_DEVICE}))\n"
+            done = subprocess.run(
+                [sys.executable, "-c", missing + block], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert "bytes of KV cache" in done.stdout
+        elif block:
+            exec(block, names)
+        elif command.startswith("tfmot-ternary "):
+            arguments = shlex.split(command.replace("--steps 500", "--steps 2 --batch_size 2"))
+            code = cli.run_command(arguments[1:])
+            captured = capsys.readouterr()
+            assert code == 0, (command, captured.err)
+            assert captured.out.strip()
+        else:
+            subprocess.run(shlex.split(command), check=True)
+    assert names["generator"].finish_reason in ("end", "stop", "length", "context")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
