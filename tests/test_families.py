@@ -45,8 +45,9 @@ class Calls:
         tokens = np.full((1, length or len(ids)), 5, np.int32)
         tokens[0, : len(ids)] = ids
         run = self.interpreter.get_signature_runner(f"prefill_{tokens.shape[1]}")
-        where = {} if position is None else {"position": np.array([position], np.int32)}
-        return run(tokens=tokens, length=np.array([len(ids)], np.int32), **where)["logits"][0]
+        numbers = {"position": [position], "length": [len(ids)]}
+        inputs = {name: np.array(number, np.int32) for name, number in numbers.items()}
+        return run(tokens=tokens, **inputs)["logits"][0]
 
     def decode(self, token, position):
         run = self.interpreter.get_signature_runner("decode")
@@ -100,8 +101,7 @@ def test_float_logits(family, model, tmp_path):
 
     for backwards in (False, True) if metadata.chunked else (True,):
         if backwards:  # all at once, over what the chunks and the answer left in the cache
-            begin = 0 if metadata.chunked else None
-            close(calls.prefill(prompt, begin, LENGTHS[1]), whole[-1])
+            close(calls.prefill(prompt, 0, LENGTHS[1]), whole[-1])
         else:
             for begin in range(0, PROMPT, LENGTHS[0]):
                 chunk = prompt[begin : begin + LENGTHS[0]]

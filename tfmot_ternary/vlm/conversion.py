@@ -47,8 +47,7 @@ def convert_causal_lm(
     - `prefill_<T>`, one for each of `prefill_lengths`, for text: `tokens` [1, T] (padded on the
       right), `position` [1] (where they begin in the context, so that T positions fit in it),
       `length` [1] (real tokens) -> `logits` [1, vocabulary] behind the last real token. A longer
-      prompt goes through several calls. A family whose prompt has to go through one call (metadata:
-      not `chunked`) has no `position`.
+      prompt goes through several calls, where the metadata say `chunked`; otherwise position is 0.
     - `encode_image` and `prefill_<T>` for vision and language: `image` [1, height, width, 3] ->
       `features` [1, positions, width]; `features`, `tokens` [1, T], `length` [1] -> `logits`. The
       whole prompt goes through one call: image and prompt see each other both ways.
@@ -163,7 +162,7 @@ def signatures(
     functions: Functions = {}
     for count in metadata.prefill_lengths:
         inputs = {"tokens": spec("tokens", [1, count]), "length": spec("length", [1])}
-        if metadata.chunked:
+        if metadata.image is None:
             inputs["position"] = spec("position", [1])
         functions[metadata_lib.prefill_name(count)] = (prefill, inputs)
     if isinstance(family, PaliGemmaFamily) and metadata.image is not None:

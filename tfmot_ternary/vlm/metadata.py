@@ -83,8 +83,8 @@ class CausalLMMetadata:
       vocabulary_size: width of the logits.
       prefill_lengths: token ids that the signatures `prefill_<length>` take, ascending.
       chunked: whether a prompt may go through several prefill calls, one chunk after the other;
-        otherwise it goes through one, which begins at position 0. Their inputs are `tokens`,
-        `position`, `length`; in one call `tokens`, `length` and for an image `features`.
+        otherwise it goes through one, which begins at position 0. The inputs for text are
+        `tokens`, `position`, `length`; with an image `features`, `tokens`, `length`.
       cache_length: positions of the KV cache: image, prompt and generated tokens.
       cache_type: how the cache is stored: "float32", "float16" or "int8".
       cache_bytes: memory of the cache of all layers, for one interpreter.
