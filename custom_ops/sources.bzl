@@ -13,6 +13,7 @@ KERNEL_HEADERS = [
     "kernels/attention.inc",
     "kernels/attention_body.h",
     "kernels/attention_cache.h",
+    "kernels/attention_tile.h",
     "kernels/avx2.h",
     "kernels/avx512.h",
     "kernels/avx512_float.h",

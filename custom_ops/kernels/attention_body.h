@@ -22,18 +22,14 @@
 #include <limits>
 
 #include "custom_ops/kernels/attention.h"
+#include "custom_ops/kernels/attention_tile.h"
 #include "custom_ops/kernels/half.h"
 #include "custom_ops/kernels/vector_exp.h"
-
-#define TFMOT_TERNARY_ATTENTION_INLINE \
-  inline __attribute__((always_inline)) TFMOT_TERNARY_ATTENTION_TARGET
 
 namespace tfmot_ternary {
 namespace attention_body {
 namespace {
 
-constexpr int64_t kLanes = AttentionCache::kLanes;
-constexpr int64_t kStride = PreparedRows::kStride;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // Relative error below 4e-7.
@@ -51,51 +47,6 @@ TFMOT_TERNARY_ATTENTION_INLINE float Tanh(float x) {
   return VectorSelect(size < kSmall, series, VectorSelect(x < 0.0f, -large, large));
 }
 
-// c[R][16 C] (+)= a[R][k] b[k][16 C]: column vector j of b begins at b + j * next, its rows are
-// `step` elements apart.
-template <class Isa, int R, int C, typename T>
-TFMOT_TERNARY_ATTENTION_INLINE void Tile(const float* a, const T* b, int64_t step, int64_t next,
-                                         int64_t k, bool add, float* c, int64_t c_stride) {
-  typename Isa::Floats sums[R][C];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) {
-      sums[r][j] = add ? Isa::Load(c + r * c_stride + j * kLanes) : Isa::Zero();
-    }
-  }
-  for (int64_t i = 0; i < k; ++i) {
-    typename Isa::Floats columns[C];
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) columns[j] = Isa::Load(b + i * step + j * next);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Isa::Floats row = Isa::Broadcast(a[r * kStride + i]);
-#pragma GCC unroll 16
-      for (int j = 0; j < C; ++j) sums[r][j] = Isa::Fma(row, columns[j], sums[r][j]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-    for (int j = 0; j < C; ++j) Isa::Store(c + r * c_stride + j * kLanes, sums[r][j]);
-  }
-}
-
-// The same for any number of columns (of 16).
-template <class Isa, int R, int C, typename T>
-TFMOT_TERNARY_ATTENTION_INLINE void Product(const float* a, const T* b, int64_t step, int64_t next,
-                                            int64_t k, bool add, float* c, int64_t c_stride,
-                                            int64_t columns) {
-  int64_t j = 0;
-  for (; j + C <= columns; j += C) {
-    Tile<Isa, R, C>(a, b + j * next, step, next, k, add, c + j * kLanes, c_stride);
-  }
-  for (; j < columns; ++j) {
-    Tile<Isa, R, 1>(a, b + j * next, step, next, k, add, c + j * kLanes, c_stride);
-  }
-}
-
 // One tile of rows against one block of positions.
 struct Block {
   int64_t row;    // first of the tile, in the piece
@@ -109,12 +60,13 @@ TFMOT_TERNARY_ATTENTION_INLINE void ScoreFloats(const AttentionPiece& piece, con
   const AttentionCache& cache = *piece.cache;
   const int64_t dim = cache.shape().head_dim;
   const T* keys = cache.Keys<T>(piece.head) + block.begin / kLanes * cache.key_block();
+  const T* values = cache.Values<T>(piece.head) + block.begin * cache.padded_dim();
   for (int64_t d = 0; d < dim; d += PreparedRows::kChunk) {
     const float* rows =
         piece.rows.scaled + (d / PreparedRows::kChunk * kAttentionRows + block.row) * kStride;
     Product<Isa, R, C>(rows, keys + d * kLanes, kLanes, cache.key_block(),
-                       std::min(PreparedRows::kChunk, dim - d), d > 0, piece.scratch, kStride,
-                       block.vectors());
+                       std::min(PreparedRows::kChunk, dim - d), values, d > 0, piece.scratch,
+                       kStride, block.vectors());
   }
 }
 
@@ -129,10 +81,12 @@ TFMOT_TERNARY_ATTENTION_INLINE void ScoreCodes(const AttentionPiece& piece, cons
   for (int64_t j = 0; j < block.vectors(); ++j) {
     const int64_t position = block.begin + j * kLanes;
     const uint8_t* keys = cache.Keys<uint8_t>(piece.head) + position / kLanes * cache.key_block();
+    const int8_t* ahead = cache.Values<int8_t>(piece.head) + position * cache.padded_dim();
     typename Isa::Sums sums[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sums[r] = Isa::ZeroSums();
     for (int64_t d = 0; d < rows.code_stride; d += 4) {
+      if (R < Isa::kRows) __builtin_prefetch(ahead + d * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         Isa::AddProducts(keys + d * kLanes, codes + r * rows.code_stride + d, &sums[r]);
@@ -202,7 +156,11 @@ template <class Isa, int R, int C, typename T>
 TFMOT_TERNARY_ATTENTION_INLINE void AddValues(const AttentionPiece& piece, const Block& block) {
   const int64_t padded = piece.cache->padded_dim();
   const T* values = piece.cache->Values<T>(piece.head) + block.begin * padded;
-  Product<Isa, R, C>(piece.scratch, values, padded, kLanes, block.count, true,
+  const bool last = block.begin + block.count >= piece.key_end;
+  const T* ahead = !last ? piece.cache->Keys<T>(piece.head) +
+                               (block.begin + block.count) / kLanes * piece.cache->key_block()
+                         : values;
+  Product<Isa, R, C>(piece.scratch, values, padded, kLanes, block.count, ahead, true,
                      piece.out + block.row * padded, padded, padded / kLanes);
 }
 
@@ -274,6 +232,7 @@ TFMOT_TERNARY_ATTENTION_TARGET void Attend(const AttentionPiece& piece) {
     const Block block = {0, begin, std::min(size, piece.key_end - begin)};
     int64_t row = 0;
     AttendRows<Isa, Isa::kRows, Isa::kColumns>(piece, block, rows, &row);
+    if (Isa::kRows > 8) AttendRows<Isa, 8, Isa::kColumns>(piece, block, rows, &row);
     AttendRows<Isa, 4, Isa::kColumns>(piece, block, rows, &row);
     AttendRows<Isa, 2, Isa::kNarrow>(piece, block, rows, &row);
     AttendRows<Isa, 1, Isa::kNarrow>(piece, block, rows, &row);
