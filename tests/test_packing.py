@@ -74,6 +74,19 @@ def test_example_of_the_document():
     assert packing.pack(np.array([[1, -1, -1, 1, 1, -1, 1]]), "b1").tolist() == expected
 
 
+def test_integer_example_of_the_document():
+    text = " ".join((ROOT / "g3doc" / "packing.md").read_text().split())
+    row = re.search(r"The row ([-0-9, ]+) \(k = 5\) in `i4`.*= (\d+); .*padding: ([\d, ]+)\.", text)
+    assert row is not None
+    codes = np.array([[int(code) for code in row[1].split(",")]])
+    i4 = [int(row[2]), *map(int, row[3].split(","))]
+    assert packing.pack(codes, "i4").tolist() == [i4]
+    i8 = re.search(r"In `i8` it is ([\d, ]+) and three bytes of padding, (\d+)\.", text)
+    assert i8 is not None
+    expected = [int(byte) for byte in i8[1].split(",")] + 3 * [int(i8[2])]
+    assert packing.pack(codes, "i8").tolist() == [expected]
+
+
 def test_bits_per_weight_of_the_document():
     text = (ROOT / "g3doc" / "packing.md").read_text()
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)

@@ -18,7 +18,7 @@ constexpr int64_t kBlockM = 4;
 // for: whole rows, of `bytes` each. Into the second-level cache, because the first has too few
 // lines under way for memory.
 int64_t PrefetchDistance(int64_t bytes) {
-  constexpr int64_t kDistance = 8192;
+  constexpr int64_t kDistance = 16384;
   return (kDistance + bytes - 1) / bytes * bytes;
 }
 
@@ -194,6 +194,13 @@ TFMOT_TERNARY_AVX512_INLINE void MultiplyShortBlock(const uint8_t* const* rows, 
   }
 }
 
+// What a writer for 16 rows asks for: its share of the next scales, or where there are none, scales
+// that are in the cache.
+const uint8_t* ScalesAhead(const GemmTile& tile, const float* scales, int first) {
+  if (tile.next_scales == nullptr) return reinterpret_cast<const uint8_t*>(scales);
+  return reinterpret_cast<const uint8_t*>(tile.next_scales + first * tile.groups);
+}
+
 // All rows of the tile times row i of x, in groups of kGroup.
 template <class Codec, int kGroup>
 TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmInput& input,
@@ -215,6 +222,7 @@ TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmI
     writer.sums = input.sums + i * tile.groups;
     writer.out = acc == nullptr ? nullptr : acc + first;
     writer.scales = acc == nullptr ? scales + first : nullptr;
+    writer.ahead = ScalesAhead(tile, scales, first);
     writer.scaled = acc == nullptr ? _mm512_load_ps(scaled + first) : _mm512_setzero_ps();
     writer.group_size = kGroup;
     writer.pending = _mm512_setzero_si512();
@@ -241,23 +249,29 @@ TFMOT_TERNARY_AVX512 void MultiplyGroupsOneRow(const GemmTile& tile, const GemmI
 }
 
 // i8 and i4: a block of 16 rows, turned in registers, so that a sum needs no other lane (sums of
-// parts would not fit the 16 bits of SumParts). Field f and those after it.
+// parts would not fit the 16 bits of SumParts). Field f and those after it; the first one asks for
+// a KiB at `ahead`, line by line.
 template <class Codec, int f>
 TFMOT_TERNARY_AVX512_INLINE void MultiplyTurned(const __m512i* columns, const int8_t* q,
-                                                GroupWriter* writer) {
+                                                const uint8_t* ahead, GroupWriter* writer) {
   if constexpr (f < Codec::kFields) {
     constexpr int kHalf = kBlockBytes / 2;  // the smallest group
     for (int half = 0; half < 2; ++half, columns += 8, q += kHalf) {
+      if (f == 0 && half == 1) ahead += 8 * kBlockBytes;
       __m512i even = _mm512_setzero_si512();
       __m512i odd = _mm512_setzero_si512();
       for (int d = 0; d < 8; d += 2) {
+        if (f == 0) {
+          Prefetch(ahead + d * kBlockBytes);
+          Prefetch(ahead + (d + 1) * kBlockBytes);
+        }
         DotBytes(Codec::template Field<f>(columns[d]), Broadcast4(q + 4 * d), &even);
         DotBytes(Codec::template Field<f>(columns[d + 1]), Broadcast4(q + 4 * d + 4), &odd);
       }
       writer->Add(_mm512_srai_epi32(_mm512_add_epi32(even, odd), 8 / Codec::kFields * f % 8),
                   kHalf);
     }
-    MultiplyTurned<Codec, f + 1>(columns - 16, q, writer);
+    MultiplyTurned<Codec, f + 1>(columns - 16, q, ahead, writer);
   }
 }
 
@@ -275,17 +289,17 @@ TFMOT_TERNARY_AVX512 void MultiplyIntegersOneRow(const GemmTile& tile, const Gem
     writer.sums = input.sums + i * tile.groups;
     writer.out = acc == nullptr ? nullptr : acc + first;
     writer.scales = acc == nullptr ? scales + first : nullptr;
+    writer.ahead = ScalesAhead(tile, scales, first);
     writer.scaled = acc == nullptr ? _mm512_load_ps(scaled + first) : _mm512_setzero_ps();
     writer.group_size = tile.group_size;
     writer.pending = _mm512_setzero_si512();
     const int8_t* q = input.q + i * input.stride;
     int64_t rest = tile.k;
     for (int64_t offset = 0; rest >= kBlockWeights; offset += kBlockBytes) {
-      for (int line = 0; line < 16; ++line) Prefetch(ahead + line * kBlockBytes);
-      ahead += kTurnedBytes;
       __m512i columns[16];
       LoadColumns(rows, offset, kBlockBytes, columns);
-      MultiplyTurned<Codec, 0>(columns, q, &writer);
+      MultiplyTurned<Codec, 0>(columns, q, ahead, &writer);
+      ahead += kTurnedBytes;
       q += kBlockWeights;
       rest -= kBlockWeights;
     }
@@ -369,11 +383,12 @@ size_t ScratchBytes(int64_t /*k*/) { return 2 * kTurnedBytes + 8 * kBlockBytes *
 }  // namespace
 }  // namespace avx512
 
-#define TFMOT_TERNARY_DEFINE(name, codec)                                      \
-  extern const GemmFunctions name;                                             \
-  const GemmFunctions name = {                                                 \
-      avx512::kBlockM,  /*group_ranges=*/false,          avx512::ScratchBytes, \
-      /*load=*/nullptr, avx512::Multiply<avx512::codec>, avx512::MultiplyScaled<avx512::codec>};
+#define TFMOT_TERNARY_DEFINE(name, codec)                                                          \
+  extern const GemmFunctions name;                                                                 \
+  const GemmFunctions name = {                                                                     \
+      avx512::kBlockM,     /*group_ranges=*/false,          avx512::ScratchBytes,                  \
+      /*load=*/nullptr,    avx512::Multiply<avx512::codec>, avx512::MultiplyScaled<avx512::codec>, \
+      /*reads_sums=*/true, /*prefetches_scales=*/true};
 TFMOT_TERNARY_DEFINE(T2DecodeAvx512Vnni, T2Codec)
 TFMOT_TERNARY_DEFINE(T5DecodeAvx512Vnni, T5Codec)
 TFMOT_TERNARY_DEFINE(B1DecodeAvx512Vnni, B1Codec)

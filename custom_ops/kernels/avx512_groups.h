@@ -171,7 +171,8 @@ struct GroupWriter {
   const int32_t* sums;  // of q over the groups
   int32_t* out;         // null where `scales` is not
   const float* scales;
-  __m512 scaled;  // the sum of sum * scale
+  __m512 scaled;         // the sum of sum * scale
+  const uint8_t* ahead;  // of scales: a line for each group and 16 rows
   int64_t group_size;
   int64_t filled = 0;  // weights in `pending`
   __m512i pending;     // the sum of (weight + 1) * q over the group that is under way
@@ -181,6 +182,7 @@ struct GroupWriter {
     if (out != nullptr) {
       _mm512_store_si512(out + group * kTileRows, total);
     } else {
+      Prefetch(ahead + group * kBlockBytes);
       const __m512 scale = _mm512_load_ps(scales + group * kTileRows);
       scaled = _mm512_add_ps(scaled, _mm512_mul_ps(_mm512_cvtepi32_ps(total), scale));
     }
@@ -191,6 +193,7 @@ struct GroupWriter {
       out += groups * kTileRows;
     } else {
       scales += groups * kTileRows;
+      ahead += groups * kBlockBytes;
     }
   }
   // Adds `weights` of them, all of one group.

@@ -29,6 +29,9 @@ struct GemmTile {
   int64_t groups;      // 1, or ceil(k / group_size)
   int64_t group_size;  // 32, 64, 128 or 256 where groups may exceed 1; k or more for one group
   uint8_t* scratch;    // 64-byte aligned, GemmFunctions::scratch_bytes; one tile uses it at a time
+  // With several groups, for kernels with prefetches_scales: the scales of the tile that comes
+  // next, as many as its own; null where there is none.
+  const float* next_scales = nullptr;
 };
 
 // Longest row for kernels with min_m > 1: their scratch, kTileRows * k bytes, should stay in the
@@ -80,6 +83,9 @@ struct GemmFunctions {
                           float* sums) = nullptr;
   // Whether any of them reads GemmInput::sums; if not, they may be left unwritten.
   bool reads_sums = true;
+  // Whether multiply_scaled asks for GemmTile::next_scales while it computes: all at once would
+  // wait for memory.
+  bool prefetches_scales = false;
 };
 
 struct GemmKernel {

@@ -103,7 +103,9 @@ void MultiplyTile(const Int8Job& job, const GemmTile& tile, int64_t n_begin, int
   if (grouped) {
     job.row.transpose(weights.scales + n_begin * tile.groups, tile.row_count, tile.groups,
                       scratch.scales);
-    if (n_begin + kTileRows < weights.n) PrefetchScales(weights, n_begin + kTileRows);
+    if (!job.gemm.prefetches_scales && n_begin + kTileRows < weights.n) {
+      PrefetchScales(weights, n_begin + kTileRows);
+    }
   }
   for (int64_t i = m_begin; i < m_end; i += job.gemm.block_m) {
     const int64_t block_m = std::min(job.gemm.block_m, m_end - i);
@@ -157,6 +159,10 @@ void RunInt8Task(void* arg, int64_t task, int worker) {
     const int64_t n_begin = t * kTileRows;
     tile.rows = weights.data + n_begin * tile.row_bytes;
     tile.row_count = static_cast<int>(std::min<int64_t>(kTileRows, weights.n - n_begin));
+    const bool grouped = weights.layout == ScaleLayout::kGroup;
+    const bool last = n_begin + 2 * kTileRows > weights.n;
+    tile.next_scales =
+        grouped && !last ? weights.scales + (n_begin + kTileRows) * tile.groups : nullptr;
     if (job.gemm.load != nullptr) job.gemm.load(tile);
     MultiplyTile(job, tile, n_begin, m_begin, m_end, scratch);
   }
