@@ -98,9 +98,7 @@ def _measure(plan: list[Result], bandwidths: list[float], log: pathlib.Path) -> 
 def _run(result: Result, folder: pathlib.Path, log: pathlib.Path) -> None:
     path = str(files.path(result.shape, result.contender, folder))
     try:
-        record = worker.run(
-            path, result.contender, result.shape, _THREADS.value, _STEPS.value, log
-        )
+        record = worker.run(path, result.contender, result.shape, _THREADS.value, _STEPS.value, log)
         result.records.append(record)
     except NotMeasured as reason:
         result.reason = str(reason)
@@ -124,7 +122,9 @@ def main(argv: list[str]) -> None:
 
     bandwidth = sorted(bandwidths)[len(bandwidths) // 2]
     found = goals(plan, bandwidth)
-    print(f"\n{machine['cpu']}, {_THREADS.value} thread(s); memory reads {bandwidth / 1e9:.1f} GB/s")
+    print(
+        f"\n{machine['cpu']}, {_THREADS.value} thread(s); memory reads {bandwidth / 1e9:.1f} GB/s"
+    )
     print("Random weights: speed, memory and size, not quality. Tables and heads have 8 bits.")
     for name in dict.fromkeys(_SHAPES.value):
         own = [result for result in plan if result.shape.name == name]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lm.shapes import LMShape
+from benchmarks.lm.shapes import POSITIONS, LMShape
 
 # llama.cpp's blocks: 256 ternary weights with one float16 scale, or 32 integers with one. Every
 # byte is a valid code, scales excepted, which stand at the end (ternary) or the start of a block.
@@ -29,14 +29,13 @@ def write(shape: LMShape, weight_type: str, table_type: str, path: str | os.Path
     """
     import gguf
 
-    architecture = {"gpt_neo_x": "gptneox", "gemma": "gemma"}[shape.family]
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(suffix=".gguf", dir=folder)
     os.close(handle)
     try:
-        writer = gguf.GGUFWriter(temporary, architecture, use_temp_file=False)
-        writer.add_context_length(4096)
+        writer = gguf.GGUFWriter(temporary, shape.family, use_temp_file=False)
+        writer.add_context_length(POSITIONS)
         writer.add_embedding_length(shape.width)
         writer.add_block_count(shape.blocks)
         writer.add_feed_forward_length(shape.ffn)
@@ -44,9 +43,7 @@ def write(shape: LMShape, weight_type: str, table_type: str, path: str | os.Path
         writer.add_head_count_kv(shape.kv_heads)
         writer.add_vocab_size(shape.vocabulary)
         writer.add_tokenizer_model("no_vocab")
-        if shape.family == "gpt_neo_x":
-            writer.add_rope_dimension_count(shape.rotary)
-            writer.add_parallel_residual(True)
+        if shape.family == "gpt2":
             writer.add_layer_norm_eps(1e-5)
         else:
             writer.add_key_length(shape.head_size)
@@ -69,10 +66,10 @@ def _tensors(
     shape: LMShape, weight_type: str, table_type: str
 ) -> list[tuple[str, tuple[int, ...], str]]:
     """(name, dims, type) of every tensor; norms and biases in float32."""
-    neo_x = shape.family == "gpt_neo_x"
+    biases = shape.family == "gpt2"
 
     def norm(name: str) -> list[tuple[str, tuple[int, ...], str]]:
-        parts = ("weight", "bias") if neo_x else ("weight",)
+        parts = ("weight", "bias") if biases else ("weight",)
         return [(f"{name}.{part}", (shape.width,), "F32") for part in parts]
 
     tensors = [("token_embd.weight", (shape.vocabulary, shape.width), table_type)]
@@ -80,7 +77,7 @@ def _tensors(
     for i in range(shape.blocks):
         block = f"blk.{i}."
         tensors += norm(block + "attn_norm") + norm(block + "ffn_norm")
-        if neo_x:
+        if biases:
             matrices = {
                 "attn_qkv": (3 * shape.width, shape.width),
                 "attn_output": sizes["attention output"],
@@ -99,11 +96,11 @@ def _tensors(
             }
         for name, dims in matrices.items():
             tensors.append((f"{block}{name}.weight", dims, weight_type))
-            if neo_x:
+            if biases:
                 tensors.append((f"{block}{name}.bias", (dims[0],), "F32"))
     tensors += norm("output_norm")
-    if neo_x:  # llama.cpp's GPT-NeoX has no tied head
-        tensors.append(("output.weight", (shape.vocabulary, shape.width), table_type))
+    if shape.family == "gpt2":
+        tensors.append(("position_embd.weight", (POSITIONS, shape.width), "F32"))
     return tensors
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+# Longest context of the models: rows of a table of positions, where there is one.
+POSITIONS = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class LMShape:
@@ -11,11 +14,10 @@ class LMShape:
 
     Attributes:
       name: of the row in the tables.
-      family: "gpt_neo_x" or "gemma": which KerasHub backbone and which llama.cpp architecture.
+      family: "gpt2" or "gemma": which KerasHub backbone and which llama.cpp architecture.
       blocks, width, ffn: transformer blocks, hidden size, inner size of the feed-forward layer.
       heads, kv_heads, head_size: of the attention.
       vocabulary: rows of the token table, which is the head too.
-      rotary: numbers of a head that are rotated.
       context: position at which decode is measured.
       prompt: tokens of the prefill that is measured.
     """
@@ -29,7 +31,6 @@ class LMShape:
     kv_heads: int
     head_size: int
     vocabulary: int
-    rotary: int
     context: int
     prompt: int
 
@@ -66,11 +67,13 @@ class LMShape:
 SHAPES = {
     shape.name: shape
     for shape in (
-        # https://huggingface.co/vikhyatk/moondream2: its text model, here with a tied head, as
-        # KerasHub's GPT-NeoX has it; 729 image positions and 32 of text are its prompt.
+        # https://huggingface.co/vikhyatk/moondream2: the matrices of its text model. KerasHub has no
+        # Phi-1.5; GPT-2 has the same ones (layer norms with biases, no gate), a tied head, and
+        # positions from a table in place of rotations. 729 image positions and 32 of text are the
+        # prompt.
         LMShape(
             "moondream2-text",
-            "gpt_neo_x",
+            "gpt2",
             blocks=24,
             width=2048,
             ffn=8192,
@@ -78,7 +81,6 @@ SHAPES = {
             kv_heads=32,
             head_size=64,
             vocabulary=51200,
-            rotary=32,
             context=768,
             prompt=729 + 32,
         ),
@@ -93,14 +95,13 @@ SHAPES = {
             kv_heads=1,
             head_size=256,
             vocabulary=257216,
-            rotary=256,
             context=288,
             prompt=256 + 32,
         ),
         # Small enough for a test of the benchmark itself.
         LMShape(
             "tiny",
-            "gpt_neo_x",
+            "gpt2",
             blocks=2,
             width=256,
             ffn=512,
@@ -108,7 +109,6 @@ SHAPES = {
             kv_heads=4,
             head_size=64,
             vocabulary=512,
-            rotary=16,
             context=48,
             prompt=40,
         ),
@@ -122,7 +122,6 @@ SHAPES = {
             kv_heads=1,
             head_size=128,
             vocabulary=512,
-            rotary=128,
             context=48,
             prompt=40,
         ),

@@ -14,7 +14,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 import keras_hub
 
-from benchmarks.lm.shapes import LMShape
+from benchmarks.lm.shapes import POSITIONS, LMShape
 from tfmot_ternary import packing
 from tfmot_ternary.freezing_keras3 import FrozenModel
 from tfmot_ternary.keras3 import chosen_layers
@@ -42,10 +42,10 @@ def write(shape: LMShape, weight_format: str, cache_type: str, path: pathlib.Pat
       cache_type: "float32", "float16" or "int8".
       path: the file; it appears when it is whole.
     """
+    model = _CAUSAL_LMS[shape.family](shape)
+    config = float_config(model)
+    layers = _packed_layers(model, weight_format)
     with WithoutWeights():
-        model = _CAUSAL_LMS[shape.family](shape)
-        config = float_config(model)
-        layers = _packed_layers(model, weight_format)
         FrozenModel.restructure(model, layers)
     FrozenModel.adopt(model, Structure(config, layers))
     cache_length = max(shape.prompt, shape.context) + _ROOM
@@ -110,23 +110,23 @@ def _scale_of(weight_format: str) -> float:
     return _SCALE / 64 if weight_format == _TABLE_FORMAT else _SCALE
 
 
-def _gpt_neo_x(shape: LMShape) -> Any:
+def _gpt2(shape: LMShape) -> Any:
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = ["<|endoftext|>", *letters, "th", "the"]
-    tokenizer = keras_hub.models.GPTNeoXTokenizer(
+    tokenizer = keras_hub.models.GPT2Tokenizer(
         vocabulary={token: i for i, token in enumerate(tokens)}, merges=["t h", "th e"]
     )
-    backbone = keras_hub.models.GPTNeoXBackbone(
-        vocabulary_size=shape.vocabulary,
-        num_layers=shape.blocks,
-        num_heads=shape.heads,
-        hidden_dim=shape.width,
-        intermediate_dim=shape.ffn,
-        rotary_percentage=shape.rotary / shape.head_size,
-        max_sequence_length=2048,
-    )
-    preprocessor = keras_hub.models.GPTNeoXCausalLMPreprocessor(tokenizer, sequence_length=64)
-    return keras_hub.models.GPTNeoXCausalLM(backbone=backbone, preprocessor=preprocessor)
+    with WithoutWeights():
+        backbone = keras_hub.models.GPT2Backbone(
+            vocabulary_size=shape.vocabulary,
+            num_layers=shape.blocks,
+            num_heads=shape.heads,
+            hidden_dim=shape.width,
+            intermediate_dim=shape.ffn,
+            max_sequence_length=POSITIONS,
+        )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=64)
+    return keras_hub.models.GPT2CausalLM(backbone=backbone, preprocessor=preprocessor)
 
 
 def _gemma(shape: LMShape) -> Any:
@@ -150,18 +150,19 @@ def _gemma(shape: LMShape) -> Any:
         minloglevel=2,
     )
     tokenizer = keras_hub.models.GemmaTokenizer(proto=model.getvalue())
-    backbone = keras_hub.models.GemmaBackbone(
-        vocabulary_size=shape.vocabulary,
-        num_layers=shape.blocks,
-        num_query_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        hidden_dim=shape.width,
-        # KerasHub counts gate and up together.
-        intermediate_dim=2 * shape.ffn,
-        head_dim=shape.head_size,
-    )
+    with WithoutWeights():
+        backbone = keras_hub.models.GemmaBackbone(
+            vocabulary_size=shape.vocabulary,
+            num_layers=shape.blocks,
+            num_query_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            hidden_dim=shape.width,
+            # KerasHub counts gate and up together.
+            intermediate_dim=2 * shape.ffn,
+            head_dim=shape.head_size,
+        )
     preprocessor = keras_hub.models.GemmaCausalLMPreprocessor(tokenizer, sequence_length=64)
     return keras_hub.models.GemmaCausalLM(backbone=backbone, preprocessor=preprocessor)
 
 
-_CAUSAL_LMS = {"gpt_neo_x": _gpt_neo_x, "gemma": _gemma}
+_CAUSAL_LMS = {"gpt2": _gpt2, "gemma": _gemma}
