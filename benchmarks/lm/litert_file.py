@@ -168,7 +168,7 @@ class _Exchange:
         return packed
 
     def _content(self, kind: str, size: int) -> np.ndarray:
-        """Random bytes of a matrix; matrices of one size have equal bytes at places of their own."""
+        """Random bytes of a matrix; matrices of one size have equal bytes, each its own place."""
         if size not in self._random:
             if kind == "float32":
                 values = self._rng.standard_normal(size // 4, np.float32) * _SCALE

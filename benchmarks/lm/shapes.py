@@ -67,8 +67,8 @@ class LMShape:
 SHAPES = {
     shape.name: shape
     for shape in (
-        # https://huggingface.co/vikhyatk/moondream2: the matrices of its text model. KerasHub has no
-        # Phi-1.5; GPT-2 has the same ones (layer norms with biases, no gate), a tied head, and
+        # https://huggingface.co/vikhyatk/moondream2: the matrices of its text model. KerasHub has
+        # no Phi-1.5; GPT-2 has the same ones (layer norms with biases, no gate), a tied head, and
         # positions from a table in place of rotations. 729 image positions and 32 of text are the
         # prompt.
         LMShape(
