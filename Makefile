@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Levels of the CPU (see CONTRIBUTING.md) whose kernels may stay untested, separated by commas.
 SKIPPED_LEVELS ?=
 
-.PHONY: help setup demo test lint lib test-python test-bazel bench study clean system-build system-test
+.PHONY: help setup demo test lint lib test-python test-bazel bench bench-lm study clean system-build system-test
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,10 @@ BAZEL_CONFIG ?= $(shell test -d /usr/share/bazel/tools/platforms && echo --confi
 bench: lib  ## goals, limits of the machine, our operators against LiteRT's and llama.cpp's
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.bench
+
+bench-lm: lib  ## whole language models: tokens per second and memory against llama.cpp's and LiteRT's
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.bench_lm
 
 # Resumable: what is done is kept in build/study.
 study: lib  ## the quality study: initializers, granularity, losses, recipes, versions (up to an hour)
