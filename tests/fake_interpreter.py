@@ -72,10 +72,10 @@ class FakeRunner:
             self.shapes = {"image": [1, image.height, image.width, 3]}
         elif name != "decode":
             self.shapes = {"tokens": [1, int(name.removeprefix("prefill_"))], "length": [1]}
+            if interpreter.metadata.chunked:
+                self.shapes["position"] = [1]
             if image:
                 self.shapes["features"] = [1, image.sequence_length, 6]
-            else:
-                self.shapes["position"] = [1]
 
     def get_input_details(self) -> dict[str, Any]:
         return {name: {"shape": np.array(shape)} for name, shape in self.shapes.items()}

@@ -14,7 +14,6 @@ import numpy as np
 
 from tfmot_ternary.vlm import metadata as metadata_lib
 from tfmot_ternary.vlm import stopping
-from tfmot_ternary.vlm.cache_session import CacheSession
 from tfmot_ternary.vlm.image import preprocess
 from tfmot_ternary.vlm.sampling import GREEDY, Sampler, Sampling
 from tfmot_ternary.vlm.session import Session
@@ -77,8 +76,7 @@ class Generator:
             self.metadata.tokenizer,
             self.metadata.vocabulary_size,
         )
-        kind = CacheSession if self.metadata.cache_layers else Session
-        self._session = kind(self.path, self.metadata, num_threads, backend)
+        self._session = Session(self.path, self.metadata, num_threads, backend)
         self.finish_reason: str | None = None
         self._turn = 0  # which prompt the context belongs to
 

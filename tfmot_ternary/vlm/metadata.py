@@ -103,10 +103,6 @@ class CausalLMMetadata:
     tokenizer: TokenizerSpec
     image: ImageSpec | None
     format_version: int = FORMAT_VERSION
-    # Of the signatures that carry the cache through their inputs, until nothing reads them.
-    prefill_length: int = 0
-    cache_layers: int = 0
-    cache_shape: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def image_sequence_length(self) -> int:

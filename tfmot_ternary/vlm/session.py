@@ -125,9 +125,7 @@ class Session:
             "tokens": self._padded(ids, length),
             "length": np.array([len(ids)], np.int32),
         }
-        if pixels is None:
-            inputs["position"] = np.zeros(1, np.int32)
-        else:
+        if pixels is not None:
             inputs["features"] = self._features(pixels)
         return self._call(self._prefill_runner(length), **inputs)["logits"][0]
 
@@ -215,9 +213,9 @@ class Session:
         }
         for length in metadata.prefill_lengths:
             inputs = {"tokens": [1, length], "length": [1]}
-            if metadata.image is None:
+            if metadata.chunked:
                 inputs["position"] = [1]
-            else:
+            if metadata.image is not None:
                 inputs["features"] = [1, metadata.image.sequence_length, 0]
             wanted[metadata_lib.prefill_name(length)] = inputs
         if (image := metadata.image) is not None:
