@@ -11,7 +11,7 @@ import pytest
 from fake_interpreter import IMAGE, VOCABULARY, FakeInterpreter, metadata, next_logits
 
 from tfmot_ternary import runtime
-from tfmot_ternary.vlm import Generator, Sampling
+from tfmot_ternary.vlm import Generator, Sampling, convert_causal_lm
 from tfmot_ternary.vlm import metadata as metadata_lib
 from tfmot_ternary.vlm.sampling import Sampler
 
@@ -326,3 +326,69 @@ def test_python_takes_little_time_per_token(make):
         list(generator.generate_ids([5]))
         times.append((time.perf_counter() - start) / 40)
     assert min(times) < 200e-6  # about 10 on a quiet machine
+
+
+@pytest.fixture(scope="module")
+def text_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "model.tflite"
+    convert_causal_lm(causal_lms.gemma(), path, prefill_lengths=[3, 8], cache_length=30)
+    return path
+
+
+def test_chunks_of_a_real_model_equal_single_steps(text_path):
+    generator, stepped = Generator(text_path), Generator(text_path)
+    for count in (1, 3, 5, 17, 29, 30):
+        prompt = prompt_of(count)
+        whole = generator.prefill(prompt)
+        steps = stepped.prefill(prompt[:1])
+        for position in range(1, count):
+            steps = stepped.decode(prompt[position], position)
+        # The same sums in other orders: 1e-4 of the largest logit is some hundred roundings.
+        assert np.abs(whole - steps).max() <= 1e-4 * np.abs(steps).max(), count
+        if count < 30:
+            after, expected = generator.decode(7, count), stepped.decode(7, count)
+            assert np.abs(after - expected).max() <= 1e-4 * np.abs(expected).max(), count
+
+
+def test_several_generators_in_threads(text_path):
+    prompts = [prompt_of(count) for count in (4, 9, 14, 19)]
+    one = Generator(text_path)
+    expected = [list(one.generate_ids(prompt)) for prompt in prompts]
+    generators = [Generator(text_path, num_threads=1 + i % 2) for i in range(len(prompts))]
+    found = [[] for _ in prompts]
+
+    def run(i):
+        for _ in range(3):
+            found[i].append(list(generators[i].generate_ids(prompts[i])))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[ids] * 3 for ids in expected]
+
+
+def test_open_texts_of_two_generators_do_not_meet(text_path):
+    generators = Generator(text_path), Generator(text_path)
+    prompts = prompt_of(6), prompt_of(11)
+    expected = [list(g.generate_ids(p)) for g, p in zip(generators, prompts, strict=True)]
+    texts = [g.generate_ids(p) for g, p in zip(generators, prompts, strict=True)]
+    pairs = list(zip(*texts, strict=False))
+    assert [list(ids) for ids in zip(*pairs, strict=True)] == [e[: len(pairs)] for e in expected]
+
+
+def test_a_context_that_runs_full(text_path):
+    generator = Generator(text_path)
+    prompt = next(
+        p
+        for p in map(prompt_of, range(5, 30))
+        if len(p) + len(list(generator.generate_ids(p))) == 31
+    )
+    assert generator.finish_reason == "context"
+    new = list(generator.generate_ids(prompt))
+    # The last token follows from all 30 positions; there is no place for itself.
+    logits = generator.prefill([*prompt, *new[:-1]])
+    assert int(logits.argmax()) == new[-1]
+    with pytest.raises(ValueError, match="context is full"):
+        generator.decode(new[-1], 30)
