@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.lite.python import convert_phase
 
-from tfmot_ternary import model_file, tflite_buffers
+from tfmot_ternary import model_file, tflite_buffers, tflite_linking
 from tfmot_ternary.freezing import freeze
 from tfmot_ternary.packed_layer import PackedLayer
 from tfmot_ternary.tflite_buffers import align_packed_buffers
@@ -68,6 +68,7 @@ def convert_functions(
     optimizations: Iterable[tf.lite.Optimize] | None = None,
     *,
     per_channel_dense: bool = True,
+    metadata: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """Converts traced functions to one TF Lite file with a signature for each.
 
@@ -82,6 +83,8 @@ def convert_functions(
       per_channel_dense: whether float dense layers that are stored in 8 bits get a scale for each
         output. False gives them one per tensor, as lookups have: then a tied embedding, which is
         looked up and multiplied with, is stored once instead of twice.
+      metadata: entries for the file's metadata: name -> content. A file with metadata also gets
+        short names of tensors (`tflite_linking.shorten_tensor_names`).
 
     Returns:
       The file's bytes.
@@ -90,7 +93,11 @@ def convert_functions(
       ValueError: no function, a function without input signature, or an operation TF Lite lacks.
     """
     content = stock_conversion(functions, optimizations, per_channel_dense=per_channel_dense)
-    return tflite_buffers.align_packed_buffers(content)
+    model = tflite_buffers.parse(content)
+    if metadata is not None:
+        tflite_linking.shorten_tensor_names(model)
+        tflite_linking.add_metadata(model, metadata)
+    return tflite_buffers.FileLayout(model, {}).to_bytes()
 
 
 def stock_conversion(

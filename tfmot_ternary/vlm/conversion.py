@@ -282,7 +282,7 @@ def _convert_float(
 ) -> bytes:
     import tensorflow as tf
 
-    from tfmot_ternary.conversion import align_packed_buffers, convert_functions
+    from tfmot_ternary.conversion import convert_functions
 
     eight_bits = tf.lite.Optimize.DEFAULT in (optimizations or ())
     with embedding.stored_once(family.causal_lm) if eight_bits else contextlib.nullcontext():
@@ -290,8 +290,9 @@ def _convert_float(
             name: tf.function(function, autograph=False).get_concrete_function(**specs)
             for name, (function, specs) in functions.items()
         }
-    model = convert_functions(traced, optimizations)
-    return align_packed_buffers(metadata_lib.attach(model, metadata))
+    return convert_functions(
+        traced, optimizations, metadata={metadata_lib.NAME: metadata.to_json()}
+    )
 
 
 def _check_context(family: TextFamily, cache_length: int) -> None:

@@ -7,9 +7,6 @@ import json
 import os
 from typing import Any
 
-import flatbuffers
-import numpy as np
-
 from tfmot_ternary import model_file
 
 NAME = "tfmot_ternary.causal_lm"
@@ -143,33 +140,6 @@ class CausalLMMetadata:
                 f"{source}: expected the metadata fields of format_version {FORMAT_VERSION}, got "
                 f"other ones ({error}): convert the model again"
             ) from error
-
-
-def attach(model: bytes, metadata: CausalLMMetadata) -> bytes:
-    """Returns the flatbuffer `model` with `metadata` in its metadata table, and short tensor names.
-
-    The converter names a tensor after all operators that were merged into it, which takes more
-    room than packed weights in a small model: constants keep the last of these names, and the
-    results of operators none. Signatures refer to tensors by number.
-
-    The buffers move: align packed weights (`convert.align_packed_buffers`) after this call.
-    """
-    schema = model_file.schema()
-    record = schema.ModelT.InitFromPackedBuf(model, 0)
-    for subgraph in record.subgraphs:
-        for tensor in subgraph.tensors:
-            constant = record.buffers[tensor.buffer].data is not None
-            tensor.name = tensor.name.split(b";")[-1] if constant and tensor.name else None
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(metadata.to_json(), np.uint8)
-    record.buffers.append(buffer)
-    entry = schema.MetadataT()
-    entry.name = NAME.encode()
-    entry.buffer = len(record.buffers) - 1
-    record.metadata = [*(record.metadata or []), entry]
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(record.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 def read(path: str | os.PathLike[str]) -> CausalLMMetadata:
