@@ -12,7 +12,8 @@
 namespace tfmot_ternary {
 namespace activation_body {
 
-// x / (1 + e^-x). Relative error below 4e-7; below x = -88.7, where e^-x overflows, it is -0.
+// x / (1 + e^-x). Relative error below 4e-7; below x = -86 it may be -0, and is where e^-x
+// overflows.
 TFMOT_TERNARY_FUSED_INLINE float Silu(float x) { return x / (1.0f + VectorExp(-x)); }
 
 // x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): unlike the sum with

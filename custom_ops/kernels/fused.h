@@ -20,7 +20,8 @@ bool ParseActivationKind(const char* token, ActivationKind* kind);
 // "halves", "pairs".
 bool ParsePairLayout(const char* token, PairLayout* layout);
 
-// All sets of functions give the same bits (see fused_body.h). No output overlaps an input.
+// All sets of functions give the same bits (see fused_body.h), but for `activate`, which keeps the
+// bounds of activation_body.h. No output overlaps an input.
 struct FusedFunctions {
   // One row: out = x / sqrt(mean(x^2) + epsilon) * scale.
   void (*rms_norm)(const float* x, int64_t count, const float* scale, float epsilon, float* out);

@@ -1,6 +1,9 @@
 // The bodies of FusedFunctions, written once. A file that wants them for its instruction set says
 //
-//   TFMOT_TERNARY_DEFINE_FUSED(Avx2Fused, __attribute__((target("avx2"))))
+//   TFMOT_TERNARY_DEFINE_FUSED(Avx2Fused, __attribute__((target("avx2"))), Activate)
+//
+// with the function for FusedFunctions::activate (activation_body::Activate in a function of that
+// target, or its own).
 //
 // The bodies are loops that compilers vectorise; every operation is an IEEE operation whose order
 // does not depend on the vector width, and the build forbids contraction to FMA, so that all
@@ -16,7 +19,7 @@
 #include "custom_ops/kernels/rotary_body.h"
 
 // Defines `extern const FusedFunctions name` in the namespace of the place of use.
-#define TFMOT_TERNARY_DEFINE_FUSED(name, target)                                                  \
+#define TFMOT_TERNARY_DEFINE_FUSED(name, target, activate)                                        \
   namespace name##_detail {                                                                       \
     target void RmsNorm(const float* x, int64_t count, const float* scale, float epsilon,         \
                         float* out) {                                                             \
@@ -25,9 +28,6 @@
     target void LayerNorm(const float* x, int64_t count, const float* gamma, const float* beta,   \
                           float epsilon, float* out) {                                            \
       normalization_body::LayerNorm(x, count, gamma, beta, epsilon, out);                         \
-    }                                                                                             \
-    target void Activate(const float* x, int64_t count, ActivationKind kind, float* out) {        \
-      activation_body::Activate(x, count, kind, out);                                             \
     }                                                                                             \
     target void Waves(const float* inverse_frequencies, int64_t count, float position,            \
                       float amplitude, float* cosines, float* sines) {                            \
@@ -42,7 +42,7 @@
   }                                                                                               \
   extern const FusedFunctions name;                                                               \
   const FusedFunctions name = {                                                                   \
-      name##_detail::RmsNorm, name##_detail::LayerNorm, name##_detail::Activate,                  \
+      name##_detail::RmsNorm, name##_detail::LayerNorm, activate,                                 \
       name##_detail::Waves,   name##_detail::Rotate,                                              \
   };
 
