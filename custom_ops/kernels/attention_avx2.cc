@@ -62,6 +62,17 @@ struct Avx2Isa {
   static TFMOT_TERNARY_ATTENTION_INLINE Floats Max(Floats a, Floats b) {
     return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
   }
+  static TFMOT_TERNARY_ATTENTION_INLINE __m256 AddPower(__m256 x, __m256 shifted) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(
+        _mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
+  }
+  static TFMOT_TERNARY_ATTENTION_INLINE Floats AddPower(Floats x, Floats shifted) {
+    return {AddPower(x.low, shifted.low), AddPower(x.high, shifted.high)};
+  }
+  static TFMOT_TERNARY_ATTENTION_INLINE Floats KeepFrom(Floats x, Floats limit, Floats value) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.low, limit.low, _CMP_NLT_UQ), value.low),
+            _mm256_and_ps(_mm256_cmp_ps(x.high, limit.high, _CMP_NLT_UQ), value.high)};
+  }
   static TFMOT_TERNARY_ATTENTION_INLINE float Largest(Floats x) {
     const __m256 eight = _mm256_max_ps(x.low, x.high);
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -47,6 +47,13 @@ struct Avx512Isa {
   static TFMOT_TERNARY_ATTENTION_INLINE Floats Max(Floats a, Floats b) {
     return _mm512_max_ps(a, b);
   }
+  static TFMOT_TERNARY_ATTENTION_INLINE Floats AddPower(Floats x, Floats shifted) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(
+        _mm512_castps_si512(x), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+  }
+  static TFMOT_TERNARY_ATTENTION_INLINE Floats KeepFrom(Floats x, Floats limit, Floats value) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), value);
+  }
   static TFMOT_TERNARY_ATTENTION_INLINE float Largest(Floats x) { return _mm512_reduce_max_ps(x); }
   static TFMOT_TERNARY_ATTENTION_INLINE float Sum(Floats x) { return _mm512_reduce_add_ps(x); }
 

@@ -8,6 +8,8 @@
 //   kRows, kColumns                   a tile of rows x columns (in Floats) whose sums fill the
 //                                     registers; kNarrow: columns of tiles of one and two rows
 //   Load (float, half, int8 code), Store, Zero, Broadcast, Fma, Add, Mul, Max, Largest, Sum
+//   AddPower(x, s)                    x * 2^n, n in the low bits of s
+//   KeepFrom(x, limit, v)             v, but 0 in the lanes where x < limit
 //   Sums, kCodeRows, ZeroSums, AddProducts, Finish    products of int8 codes, see ScoreCodes
 //
 // A block of positions is scored for a tile of rows, becomes weights, and adds up its values, while
@@ -103,6 +105,26 @@ TFMOT_TERNARY_ATTENTION_INLINE void ScoreCodes(const AttentionPiece& piece, cons
   }
 }
 
+// e^x for x <= 0: relative error below 2e-7, 0 below -87 (where float32 nears its end), NaN stays.
+// VectorExp's steps with fused multiplications and without what x > 0 needs.
+template <class Isa>
+TFMOT_TERNARY_ATTENTION_INLINE typename Isa::Floats Exp(typename Isa::Floats x) {
+  using Floats = typename Isa::Floats;
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: leaves no bits below one
+  const Floats lowest = Isa::Broadcast(-87.0f);
+  const Floats clamped = Isa::Max(lowest, x);  // this order keeps a NaN
+  const Floats shifted = Isa::Fma(clamped, Isa::Broadcast(1.44269504f), Isa::Broadcast(kMagic));
+  const Floats n = Isa::Add(shifted, Isa::Broadcast(-kMagic));
+  Floats r = Isa::Fma(n, Isa::Broadcast(-0.693359375f), clamped);
+  r = Isa::Fma(n, Isa::Broadcast(2.12194440e-4f), r);
+  Floats p = Isa::Broadcast(1.38144672e-3f);
+  for (const float c : {8.36878084e-3f, 4.16683927e-2f, 1.66665196e-1f, 4.99999940e-1f}) {
+    p = Isa::Fma(p, r, Isa::Broadcast(c));
+  }
+  p = Isa::Add(Isa::Fma(p, Isa::Mul(r, r), r), Isa::Broadcast(1.0f));
+  return Isa::KeepFrom(x, lowest, Isa::AddPower(p, shifted));
+}
+
 // Scores of one row become weights exp(score - largest); what is in `out` is scaled to fit.
 template <class Isa>
 TFMOT_TERNARY_ATTENTION_INLINE void Weigh(const AttentionPiece& piece, const Block& block,
@@ -136,9 +158,13 @@ TFMOT_TERNARY_ATTENTION_INLINE void Weigh(const AttentionPiece& piece, const Blo
     for (int64_t i = 0; i < padded; ++i) scores[i] = 0.0f;
     return;
   }
-  for (int64_t i = 0; i < padded; ++i) scores[i] = VectorExp(scores[i] - largest);
+  const typename Isa::Floats minus = Isa::Broadcast(-largest);
   typename Isa::Floats total = Isa::Zero();
-  for (int64_t i = 0; i < padded; i += kLanes) total = Isa::Add(total, Isa::Load(scores + i));
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const typename Isa::Floats weight = Exp<Isa>(Isa::Add(Isa::Load(scores + i), minus));
+    total = Isa::Add(total, weight);
+    Isa::Store(scores + i, weight);
+  }
   const float kept = VectorExp(piece.largest[row] - largest);
   piece.sums[row] = piece.sums[row] * kept + Isa::Sum(total);
   if (cache.shape().type == CacheType::kInt8) {

@@ -69,6 +69,22 @@ struct NeonIsa {
   static TFMOT_TERNARY_ATTENTION_INLINE Floats Max(Floats x, Floats y) {
     return {vmaxq_f32(x.a, y.a), vmaxq_f32(x.b, y.b), vmaxq_f32(x.c, y.c), vmaxq_f32(x.d, y.d)};
   }
+  static TFMOT_TERNARY_ATTENTION_INLINE float32x4_t AddPower(float32x4_t x, float32x4_t shifted) {
+    const int32x4_t power = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), power));
+  }
+  static TFMOT_TERNARY_ATTENTION_INLINE Floats AddPower(Floats x, Floats shifted) {
+    return {AddPower(x.a, shifted.a), AddPower(x.b, shifted.b), AddPower(x.c, shifted.c),
+            AddPower(x.d, shifted.d)};
+  }
+  static TFMOT_TERNARY_ATTENTION_INLINE float32x4_t KeepFrom(float32x4_t x, float32x4_t limit,
+                                                             float32x4_t value) {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(value), vcltq_f32(x, limit)));
+  }
+  static TFMOT_TERNARY_ATTENTION_INLINE Floats KeepFrom(Floats x, Floats limit, Floats value) {
+    return {KeepFrom(x.a, limit.a, value.a), KeepFrom(x.b, limit.b, value.b),
+            KeepFrom(x.c, limit.c, value.c), KeepFrom(x.d, limit.d, value.d)};
+  }
   static TFMOT_TERNARY_ATTENTION_INLINE float Largest(Floats x) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d)));
   }

@@ -85,11 +85,17 @@ void StoreRow(const StoreJob& job, int64_t head, int64_t step, uint8_t* converte
   }
 }
 
-// One head, step by step: blocks of 16 positions stay in the first level of memory.
-void StoreHead(void* arg, int64_t head, int worker) {
+// A block of keys and the values of its positions, head by head: 16 rows are read from places that
+// are near each other, and what is written stays in the first level of memory.
+void StoreBlock(void* arg, int64_t block, int worker) {
   const StoreJob& job = *static_cast<const StoreJob*>(arg);
   uint8_t* converted = job.converted + worker * job.converted_stride;
-  for (int64_t step = 0; step < job.steps; ++step) StoreRow(job, head, step, converted);
+  const int64_t first = (job.position / kLanes + block) * kLanes - job.position;
+  const int64_t begin = std::max<int64_t>(0, first);
+  const int64_t end = std::min(job.steps, first + kLanes);
+  for (int64_t head = 0; head < job.cache->shape().kv_heads; ++head) {
+    for (int64_t step = begin; step < end; ++step) StoreRow(job, head, step, converted);
+  }
 }
 
 }  // namespace
@@ -110,7 +116,8 @@ void StoreInCache(AttentionCache* cache, const float* keys, const float* values,
                   static_cast<uint8_t*>(workspace),
                   ConvertedBytes(shape)};
   const bool parallel = stored * shape.kv_heads * shape.head_dim >= kParallelStore;
-  RunTasks(parallel ? pool : nullptr, shape.kv_heads, StoreHead, &job);
+  const int64_t blocks = (position + stored - 1) / kLanes - position / kLanes + 1;
+  RunTasks(parallel ? pool : nullptr, blocks, StoreBlock, &job);
 }
 
 }  // namespace tfmot_ternary
