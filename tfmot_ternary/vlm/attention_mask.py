@@ -74,9 +74,12 @@ def recognized(mask: Any, position: Any, cache_length: int) -> CausalMask | None
         return None
     last = cache_length - length
     tried = sorted({0, min(1, last), last // 2, last})
-    found = [(first, _evaluate(mask, position, first)) for first in tried]
-    if any(array is None for _, array in found):
-        return None
+    found = []
+    for first in tried:
+        array = _evaluate(mask, position, first)
+        if array is None:
+            return None
+        found.append((first, array))
     # The last position has the most rows behind it.
     window = int(found[-1][1][-1].sum())
     for candidate in (CausalMask(), CausalMask(window)):
@@ -94,7 +97,7 @@ def _evaluate(mask: Any, position: Any, first: int) -> np.ndarray | None:
 
     try:
         with tf.compat.v1.Session(graph=mask.graph) as session:
-            value = session.run(mask, {position: np.array([first], np.int32)})
+            value = session.run(mask.name, {position.name: np.array([first], np.int32)})
     except (tf.errors.OpError, ValueError, TypeError):
         return None
     return np.asarray(value)[0] != 0

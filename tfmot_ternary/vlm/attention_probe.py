@@ -19,6 +19,7 @@ from tfmot_ternary.vlm.attention_mask import CausalMask
 
 # Positions and rows of the probe, and a window that cuts something off.
 _LENGTH, _FIRST, _ROWS, _WINDOW = 2, 4, 8, 3
+_WINDOW_NAMES = ("sliding_window_size", "sliding_window")
 _TOLERANCE = 1e-4  # Both are float32 sums of a few products of values around 1.
 
 
@@ -46,6 +47,8 @@ def probe(layer: Any, compute: Callable, query_heads: int, key_heads: int, size:
       query_heads, key_heads, size: heads of the query, heads of keys and values as the method gets
         them (repeated or not), head size.
     """
+    if layer._trainable_variables:  # of its own, beside its dense layers: attention sinks
+        return None
     rng = np.random.default_rng(0)
     query = rng.normal(size=(1, _LENGTH, query_heads, size)).astype(np.float32)
     key, value = rng.normal(size=(2, 1, _ROWS, key_heads, size)).astype(np.float32)
@@ -96,15 +99,16 @@ def _scales(layer: Any, size: int) -> list[float]:
 @contextlib.contextmanager
 def _small_window(layer: Any) -> Iterator[int | None]:
     """Gives the layer a window that the probe notices. Yields its real one, or None."""
-    window = getattr(layer, "sliding_window_size", None)
-    if not window:
+    name = next((name for name in _WINDOW_NAMES if getattr(layer, name, None)), None)
+    if name is None:
         yield None
         return
-    layer.sliding_window_size = _WINDOW
+    window = getattr(layer, name)
+    setattr(layer, name, _WINDOW)
     try:
         yield int(window)
     finally:
-        layer.sliding_window_size = window
+        setattr(layer, name, window)
 
 
 def _run(
@@ -119,7 +123,7 @@ def _run(
         inputs = [tf.constant(x) for x in (query, key, value)]
         try:
             result = compute(*inputs, attention_mask=tf.constant(seen), **extra)
-        except (TypeError, ValueError, tf.errors.OpError):
+        except (TypeError, ValueError, AttributeError, tf.errors.OpError):
             return None
         result = result[0] if isinstance(result, tuple) else result
         return np.asarray(result)

@@ -106,19 +106,24 @@ class TracedCaches:
                 return None
             tensor = operation.inputs[0]
 
-    def derived(self, tensor: Any) -> bool:
-        """Whether `tensor` is computed from rows of the cache at all."""
-        targets = {id(rows.rows.op) for rows in self._rows}
-        seen, open_ = set(), [tensor.op]
-        while open_:
-            operation = open_.pop()
-            if id(operation) in targets:
-                return True
+    def derived(self, tensor: Any) -> int | None:
+        """Returns the layer whose rows `tensor` is computed from in some other way, or None.
+
+        Layers are traced in order: these are the rows that were written last.
+        """
+        if not self._rows:
+            return None
+        last = self._rows[-1].layer
+        wanted = {id(rows.rows.op) for rows in self._rows if rows.layer == last}
+        seen, left = set(), [tensor.op]
+        while left:
+            operation = left.pop()
+            if id(operation) in wanted:
+                return last
             if id(operation) not in seen:
                 seen.add(id(operation))
-                # What stands before an update belongs to the layers below.
-                open_.extend(source.op for source in operation.inputs)
-        return False
+                left.extend(source.op for source in operation.inputs)
+        return None
 
     def _place(self, target: Any) -> tuple[int, int] | None:
         """(layer, part) of a stand-in, or of a slice `[:, part, ...]` of one."""
@@ -180,18 +185,23 @@ class Substitution:
         bound = inspect.signature(compute).bind(*args, **kwargs).arguments
         names = list(inspect.signature(compute).parameters)[:4]
         query, key, value, mask = (bound.get(name) for name in names)
+        if query is None or key is None or value is None:
+            raise ValueError(
+                f"expected {type(layer).__name__}._compute_attention(query, key, value, mask), got "
+                f"parameters {names}"
+            )
         caches = self._caches
-        sources = (None, None)
-        if caches is not None:
-            sources = (caches.source(key), caches.source(value))
-        if sources[0] is None or sources[1] is None:
-            if caches is not None and caches.derived(key):
-                self.chunked = False
-                self.in_rows.add(self._layer_of(caches, key))
+        if caches is None:
             return compute(*args, **kwargs)
-        k, v = sources
+        k, v = caches.source(key), caches.source(value)
+        if k is None or v is None:
+            layer_of_rows = caches.derived(key)
+            if layer_of_rows is not None:
+                self.chunked = False
+                self.in_rows.add(layer_of_rows)
+            return compute(*args, **kwargs)
         math = self._math_of(layer, compute, query, key)
-        if math is None or bound.get("return_attention_scores") or k.layer != v.layer:
+        if math is None or bound.get("return_attention_scores"):
             self.in_rows.add(k.layer)
             return compute(*args, **kwargs)
         self.whole.add(k.layer)
@@ -208,7 +218,8 @@ class Substitution:
             cache_type=self.cache_type,
         )
         # Keras' own MultiHeadAttention returns its scores too.
-        return (result, None) if "return_attention_scores" in bound_names(compute) else result
+        parameters = inspect.signature(compute).parameters
+        return (result, None) if "return_attention_scores" in parameters else result
 
     def _math_of(self, layer: Any, compute: Callable, query: Any, key: Any) -> Any:
         if id(layer) not in self._math:
@@ -238,16 +249,6 @@ class Substitution:
             distance = attention_mask.distances(position, length, self.cache_length)
             mask = tf.logical_and(mask, (tf.abs(distance) < window)[tf.newaxis])
         return mask
-
-    @staticmethod
-    def _layer_of(caches: TracedCaches, key: Any) -> int:
-        # Layers are traced in order: the rows that were written last are this layer's.
-        return caches._rows[-1].layer
-
-
-def bound_names(compute: Callable) -> set[str]:
-    """Names of the parameters of `compute`."""
-    return set(inspect.signature(compute).parameters)
 
 
 @contextlib.contextmanager

@@ -45,10 +45,10 @@ def layout_of(causal_lm: Any) -> CacheLayout:
     vars(causal_lm)["call_with_cache"] = take
     try:
         build(np.zeros([1, 1], np.int32), *[None] * len(others))
-        raise _unsupported(causal_lm, "one whose _build_cache does not call the model")
+        cache = None
     except _Found as found:
         cache = found.args[0]
-    except (TypeError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise _unsupported(causal_lm, f"one that is built in another way ({error})") from error
     finally:
         del vars(causal_lm)["call_with_cache"]
@@ -62,7 +62,7 @@ def layout_of(causal_lm: Any) -> CacheLayout:
         ):
             raise _unsupported(causal_lm, f"a tuple of {len(cache)} entries of another form")
         return CacheLayout(tuple((int(k.shape[2]), int(k.shape[3])) for k, _ in cache), True)
-    shape = getattr(cache, "shape", ())
+    shape = tuple(getattr(cache, "shape", ()))
     if len(shape) != 6 or shape[2] != 2:
         raise _unsupported(causal_lm, f"{type(cache).__name__} of shape {list(shape)}")
     return CacheLayout(((int(shape[4]), int(shape[5])),) * int(shape[1]), False)

@@ -161,7 +161,10 @@ def signatures(
 
     functions: Functions = {}
     for count in metadata.prefill_lengths:
-        inputs = {"tokens": spec("tokens", [1, count]), "length": spec("length", [1])}
+        inputs: dict[str, Any] = {
+            "tokens": spec("tokens", [1, count]),
+            "length": spec("length", [1]),
+        }
         if metadata.image is None:
             inputs["position"] = spec("position", [1])
         functions[metadata_lib.prefill_name(count)] = (prefill, inputs)
@@ -175,9 +178,9 @@ def signatures(
             return {"logits": vision.prefill_image(attention, features, tokens, length)}
 
         size = [1, metadata.image.height, metadata.image.width, 3]
-        for name, (_, inputs) in functions.items():
+        for name, (_, text_inputs) in functions.items():
             features = spec("features", family.feature_shape(), tf.float32)
-            functions[name] = (prefill_image, {"features": features, **inputs})
+            functions[name] = (prefill_image, {"features": features, **text_inputs})
         functions[metadata_lib.ENCODE_IMAGE] = (
             encode_image,
             {"image": spec("image", size, tf.float32)},
