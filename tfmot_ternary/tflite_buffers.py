@@ -123,7 +123,7 @@ class FileLayout:
                 if holes and not chunk.any():
                     file.seek(len(chunk), io.SEEK_CUR)
                 else:
-                    file.write(chunk)
+                    file.write(chunk.data)
         if holes:
             file.truncate()  # a hole at the end counts
 
@@ -197,7 +197,7 @@ def _share_equal_buffers(model: Any) -> None:
         if buffer.data is None or len(buffer.data) < SMALLEST_SHARED:
             continue
         data = np.ascontiguousarray(buffer.data, np.uint8)
-        key = (len(data), hashlib.sha256(data).digest())
+        key = (len(data), hashlib.sha256(data.data).digest())
         if key in first:
             replacement[index] = first[key]
         else:
