@@ -87,6 +87,7 @@ struct Rows {
     constexpr int64_t kBlockWeights = kBlockBytes * Codec::kFields;
     constexpr auto kRows = std::make_index_sequence<R>();
     const int64_t row_bytes = tile.row_bytes;
+    const int64_t ahead = PrefetchDistance(R * row_bytes);
     const uint8_t* rows = tile.rows + first_row * row_bytes;
     const uint8_t* full_end = rows + tile.k / kBlockWeights * kBlockBytes;
     Accumulators acc;
@@ -95,6 +96,9 @@ struct Rows {
     while (rows != full_end) {
       const int64_t span = Dot::kWide ? full_end - rows : std::min(kSpanBytes, full_end - rows);
       for (const uint8_t* end = rows + span; rows != end; rows += kBlockBytes) {
+        if constexpr (M == 1) {
+          for (int r = 0; r < R; ++r) __builtin_prefetch(rows + r * row_bytes + ahead, 0, 2);
+        }
         AddVector<false>(rows, row_bytes, kVectorBytes, q, stride, kBlockBytes, acc, kRows);
         if constexpr (kVectorBytes < kBlockBytes) {
           AddVector<false>(rows + kVectorBytes, row_bytes, kVectorBytes, q + kVectorBytes, stride,

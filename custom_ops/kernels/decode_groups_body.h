@@ -10,6 +10,14 @@
 namespace tfmot_ternary {
 namespace TFMOT_TERNARY_VECTOR_SPACE {
 
+// How far ahead of the rows that are read those that follow in memory are asked for, into the
+// second-level cache: whole runs of `bytes`. (Measured with AVX2 and weights in
+// memory: t2 half of the time, i8 two thirds, groups of t2 half.)
+inline int64_t PrefetchDistance(int64_t bytes) {
+  constexpr int64_t kDistance = 16384;
+  return (kDistance + bytes - 1) / bytes * bytes;
+}
+
 // Rows of W that lie in the lanes of a vector.
 constexpr int kLanes = kVectorBytes / 4;
 
@@ -75,10 +83,12 @@ struct Columns {
     }
   }
 
-  // sums[f]: over kBytes packed bytes of each row; at most a block, 16 products.
+  // sums[f]: over kBytes packed bytes of each row; at most a block, 16 products. As many bytes are
+  // asked for at `ahead`, line by line.
   template <int kBytes>
   static TFMOT_TERNARY_VECTOR_INLINE void SumFields(const uint8_t* const* rows, int64_t offset,
-                                                    const int8_t* q, Vector* sums) {
+                                                    const int8_t* q, const uint8_t* ahead,
+                                                    Vector* sums) {
     Accumulators acc;
     for (auto& field : acc) {
       for (Vector& chain : field) chain = Zero();
@@ -87,6 +97,9 @@ struct Columns {
     for (int b = 0; b < kBytes; b += 16) {
       Vector columns[4];
       LoadColumns<true>(rows, offset + b, 4, columns);
+      for (int line = 0; line < kLanes / 4; ++line) {
+        __builtin_prefetch(ahead + b * kLanes + line * kBlockBytes, 0, 2);
+      }
       AddFields<0>(Codec::MakeBlock(columns[0]), q + b, 0, acc);
       AddFields<0>(Codec::MakeBlock(columns[1]), q + b + 4, kChains - 1, acc);
       AddFields<0>(Codec::MakeBlock(columns[2]), q + b + 8, 0, acc);
@@ -125,22 +138,24 @@ struct Columns {
   static TFMOT_TERNARY_VECTOR void Run(const GemmTile& tile, const uint8_t* const* rows,
                                        const int8_t* q, GroupWriter<Codec> writer) {
     int64_t begin = 0;
+    const uint8_t* ahead = rows[0] + PrefetchDistance(kLanes * tile.row_bytes);
     for (; begin + kBlockWeights <= tile.k; begin += kBlockWeights) {
       const int64_t offset = begin / Codec::kFields;
       if (tile.group_size == kBlockBytes / 2) {
         Vector halves[2][Codec::kFields];
-        SumFields<kBlockBytes / 2>(rows, offset, q + begin, halves[0]);
+        SumFields<kBlockBytes / 2>(rows, offset, q + begin, ahead, halves[0]);
         SumFields<kBlockBytes / 2>(rows, offset + kBlockBytes / 2, q + begin + kBlockBytes / 2,
-                                   halves[1]);
+                                   ahead + kLanes * kBlockBytes / 2, halves[1]);
         for (int f = 0; f < Codec::kFields; ++f) {
           writer.Add(halves[0][f], kBlockBytes / 2);
           writer.Add(halves[1][f], kBlockBytes / 2);
         }
       } else {
         Vector sums[Codec::kFields];
-        SumFields<kBlockBytes>(rows, offset, q + begin, sums);
+        SumFields<kBlockBytes>(rows, offset, q + begin, ahead, sums);
         for (const Vector& sum : sums) writer.Add(sum, kBlockBytes);
       }
+      ahead += kLanes * kBlockBytes;
     }
     if (begin < tile.k) AddShortBlock(tile, rows, begin, q, &writer);
     writer.Flush();
