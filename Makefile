@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Levels of the CPU (see CONTRIBUTING.md) whose kernels may stay untested, separated by commas.
 SKIPPED_LEVELS ?=
 
-.PHONY: help setup demo test lint lib test-python test-bazel bench bench-lm study clean system-build system-test
+.PHONY: help setup demo test lint lib test-python test-bazel bench bench-lm scale study clean system-build system-test
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -68,6 +68,10 @@ bench-lm: lib  ## whole language models: tokens per second and memory against ll
 # Resumable: what is done is kept in build/study.
 study: lib  ## the quality study: initializers, granularity, losses, recipes, versions (up to an hour)
 	$(BIN)/python -m benchmarks.quality
+
+# Needs 10 GB of disk. Random weights: size, memory and speed, never quality.
+scale: lib  ## presets of moondream2's text model and PaliGemma 3B to .tflite: time, memory, size (15 minutes)
+	$(BIN)/python -m benchmarks.scale
 
 $(STAMP): pyproject.toml | system-build
 	$(PYTHON) -m venv .venv

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -57,6 +58,7 @@ class PackedModel:
       folder: where the arrays lie; remove it when they are not needed any more.
       matrices: number of packed matrices.
       elements: their float weights.
+      seconds: what packing them took, reading and writing included.
     """
 
     causal_lm: Any
@@ -64,6 +66,7 @@ class PackedModel:
     folder: PartialFolder
     matrices: int
     elements: int
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +135,9 @@ def pack_preset(
     model = weights.causal_lm
     configs, matrices = _plan(model, scheme, weight_format, tables, others)
     folder = PartialFolder(output, _settings(weights, scheme, matrices))
+    start = time.monotonic()
     arrays = _pack(weights, matrices, folder, progress)
+    seconds = time.monotonic() - start
     structure = Structure(float_config(model), configs)
     with WithoutWeights():
         FrozenModel.restructure(model, configs)
@@ -146,7 +151,7 @@ def pack_preset(
         for attribute in matrix.attributes:
             pairs.append((getattr(layer, attribute), arrays[matrix.name, attribute]))
     elements = sum(math.prod(matrix.layout.kernel_shape) for matrix in matrices)
-    return PackedModel(model, pairs, folder, len(matrices), elements)
+    return PackedModel(model, pairs, folder, len(matrices), elements, seconds)
 
 
 def _plan(
