@@ -381,7 +381,7 @@ def test_ternarize_refuses_bad_data(capsys, tmp_path):
         code, _, err = run(capsys, *arguments, "--data", tmp_path / name)
         assert code == 1, name
         assert message in err, name
-    code, _, err = run(capsys, *arguments, "--prefill_length=4")
+    code, _, err = run(capsys, *arguments, "--prefill_lengths=4")
     assert code == 1
     assert "only with a language model" in err
     (tmp_path / "bad.keras").write_text("nothing")

@@ -155,6 +155,7 @@ ALLOWED = {
     "partial_folder": {"checkpoint"},
     "preset_weights": {"model_source", "skeleton"},
     "skeleton": set(),
+    "ternarization_request": {"packing"},
     "streaming": {
         "freezing",
         "freezing_keras3",

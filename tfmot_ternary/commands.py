@@ -216,16 +216,16 @@ def _run_inspect(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _define_ternarize(values: flags.FlagValues) -> None:
-    from tfmot_ternary import ternarization
+    from tfmot_ternary import ternarization_request
 
-    ternarization.define_flags(values)
+    ternarization_request.define_flags(values)
 
 
 def _run_ternarize(values: flags.FlagValues, arguments: list[str]) -> None:
-    from tfmot_ternary import ternarization
+    from tfmot_ternary import ternarization, ternarization_request
 
     _import_quietly()
-    ternarization.run(ternarization.Request.from_flags(values))
+    ternarization.run(ternarization_request.Request.from_flags(values))
 
 
 def _define_demo(values: flags.FlagValues) -> None:

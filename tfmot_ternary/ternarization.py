@@ -6,146 +6,9 @@ import dataclasses
 import os
 from typing import Any
 
-from absl import flags
-
 from tfmot_ternary import model_source, recovery
 from tfmot_ternary.checkpoint import Checkpoint, digest
-from tfmot_ternary.packing import GROUP_SIZE_TOKENS, GroupSize, group_size_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the user asked for.
-
-    Attributes:
-      preset: see `model_source.load`.
-      output: the `.tflite` to write.
-      weights: "ternary" or "binary".
-      weight_format: "t2", "t5" or "b1"; None: the default for `weights`.
-      group_size: None (per channel), "tensor" or inputs per scale.
-      initializer: name of the first scales' rule.
-      skip: regular expressions of layers to leave as they are.
-      recognize: pack the layers whose weights are ternary or binary already, and change no other:
-        `weights`, `group_size`, `initializer` and `skip` say nothing then.
-      float_weights: "int8" or "float32": how embeddings and skipped layers are stored.
-      data: examples to train on, or None: the k-means start is what is written.
-      steps: training steps.
-      batch_size: examples per step.
-      learning_rate: its highest value.
-      seed: order of the examples.
-      prefill_length, cache_length: see `vlm.convert_causal_lm`; causal LMs only.
-    """
-
-    preset: str
-    output: str
-    weights: str = "ternary"
-    weight_format: str | None = None
-    group_size: GroupSize = None
-    initializer: str = "kmeans"
-    skip: tuple[str, ...] = ()
-    recognize: bool = False
-    float_weights: str = "int8"
-    data: str | None = None
-    steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 5e-4
-    seed: int = 0
-    prefill_length: int | None = None
-    cache_length: int | None = None
-
-    @classmethod
-    def from_flags(cls, values: flags.FlagValues) -> Request:
-        return cls(
-            preset=values.preset,
-            output=values.output,
-            weights=values.weights,
-            weight_format=values.format,
-            group_size=group_size_of(values.group_size),
-            initializer=values.initializer,
-            skip=tuple(values.skip),
-            recognize=values.recognize,
-            float_weights=values.float_weights,
-            data=values.data,
-            steps=values.steps,
-            batch_size=values.batch_size,
-            learning_rate=values.learning_rate,
-            seed=values.seed,
-            prefill_length=values.prefill_length,
-            cache_length=values.cache_length,
-        )
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """Defines the command's flags on `values`."""
-
-    def text(name: str, default: str | None, what: str) -> None:
-        flags.DEFINE_string(name, default, what, flag_values=values)
-
-    def choice(name: str, default: str | None, choices: list[str], what: str) -> None:
-        flags.DEFINE_enum(name, default, choices, what, flag_values=values)
-
-    def count(name: str, default: int | None, what: str, least: int = 1) -> None:
-        flags.DEFINE_integer(name, default, what, lower_bound=least, flag_values=values)
-
-    text(
-        "preset",
-        None,
-        "the pre-trained model: KerasHub preset (folder or handle), .keras, .h5, or SavedModel",
-    )
-    text("output", None, "the .tflite to write; a language model's tokenizer goes beside it")
-    choice("weights", "ternary", ["ternary", "binary"], "values per weight")
-    choice(
-        "format",
-        None,
-        ["t2", "t5", "b1"],
-        "how weights are stored: t2 (2 bits; default for ternary), t5 (1.6 bits), b1 (1 bit; "
-        "binary)",
-    )
-    choice(
-        "group_size",
-        "channel",
-        list(GROUP_SIZE_TOKENS),
-        "inputs that share a scale",
-    )
-    choice(
-        "initializer",
-        "kmeans",
-        ["kmeans", "lloyd", "absmean", "absmax", "twn"],
-        "rule of the first scales",
-    )
-    flags.DEFINE_multi_string(
-        "skip",
-        [],
-        "regular expression of layer names to leave as they are; may be repeated",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "recognize",
-        False,
-        "pack layers whose weights are ternary or binary already, exactly, and leave all others "
-        "in float; no training",
-        flag_values=values,
-    )
-    choice(
-        "float_weights",
-        "int8",
-        ["int8", "float32"],
-        "how weights that stay float are stored: embeddings, head, skipped layers",
-    )
-    text(
-        "data",
-        None,
-        'examples to recover quality on: "digits:train", a JSON-lines file (language models; see '
-        "`evaluate --help`), or an .npz file with x and optionally y (other models)",
-    )
-    count("steps", 500, "training steps, with --data")
-    count("batch_size", 16, "examples per step")
-    flags.DEFINE_float(
-        "learning_rate", 5e-4, "highest learning rate", lower_bound=0.0, flag_values=values
-    )
-    count("seed", 0, "order of the examples", least=0)
-    count("prefill_length", None, "longest prompt in tokens; default: the preset's")
-    count("cache_length", None, "context in tokens, image included; default: the preset's")
+from tfmot_ternary.ternarization_request import Request
 
 
 def run(request: Request) -> None:
@@ -153,19 +16,47 @@ def run(request: Request) -> None:
 
     Raises:
       ValueError, FileNotFoundError: bad input; nothing is written then.
+      OSError: the disk is full; the same request goes on from what is done.
     """
     _check(request)
+    is_preset = model_source.kind_of(request.preset) == "preset"
+    if is_preset and request.data is None and not request.recognize:
+        _stream(request)
+    else:
+        _run_in_memory(request)
+    size = os.path.getsize(request.output)
+    print(f"{request.output}: {size:,} bytes; see `tfmot-ternary inspect {request.output}`")
+
+
+def _stream(request: Request) -> None:
+    """A preset that is not trained passes through memory one matrix at a time."""
+    from tfmot_ternary.streaming import pack_preset
+
+    print(f"quantize {request.preset}: {_description(request)}")
+    packed = pack_preset(
+        request.preset,
+        request.output,
+        _scheme(request),
+        request.weight_format,
+        tables=request.stored_tables,
+        others=request.stored_others,
+    )
+    print(
+        f"{packed.matrices} matrices, {packed.elements:,} weights packed in {packed.seconds:.1f} s"
+    )
+    print("convert")
+    _convert_causal_lm(packed.causal_lm, request, weights=packed.weights)
+    packed.folder.remove()
+
+
+def _run_in_memory(request: Request) -> None:
     print(f"load {request.preset}")
     model = model_source.load(request.preset)
     if hasattr(model, "call_with_cache"):
         _check_causal_lm(request)
         make_batches = recovery.causal_lm_batches
     else:
-        if request.prefill_length or request.cache_length:
-            raise ValueError(
-                "expected prefill_length and cache_length only with a language model, got "
-                f"{type(model).__name__}"
-            )
+        _check_no_causal_lm(request, type(model).__name__)
         make_batches = recovery.array_batches
     training = None
     if request.data is not None:
@@ -178,12 +69,12 @@ def run(request: Request) -> None:
         from tfmot_ternary.freezing import freeze
 
         print("recognize")
-        student = freeze(model, request.weight_format, recognize=True)
+        student = freeze(model, request.weight_format, recognize=True, **_storage(request, model))
         request = dataclasses.replace(request, weight_format=None)  # it is in the layers now
     else:
         from tfmot_ternary.apply import quantize_apply
 
-        print(f"quantize: {request.weights}, {request.initializer} scales per {_unit(request)}")
+        print(f"quantize: {_description(request)}")
         student = quantize_apply(model, _scheme(request))
     if training is not None:
         checkpoint = _checkpoint(student, training, request)
@@ -192,8 +83,6 @@ def run(request: Request) -> None:
     _convert(student, request)
     if training is not None:
         checkpoint.remove()
-    size = os.path.getsize(request.output)
-    print(f"{request.output}: {size:,} bytes; see `tfmot-ternary inspect {request.output}`")
 
 
 def _check(request: Request) -> None:
@@ -207,6 +96,10 @@ def _check(request: Request) -> None:
             f"expected format {' or '.join(f for f in allowed if f)} for {request.weights} "
             f"weights, got {request.weight_format}"
         )
+    if request.tables not in (None, "float32"):
+        from tfmot_ternary import weight_storage
+
+        weight_storage.storage_of(request.tables)
     if not request.output.endswith(".tflite"):
         raise ValueError(f"expected an output name that ends in .tflite, got {request.output!r}")
 
@@ -232,10 +125,30 @@ def _checkpoint(student: Any, training: recovery.Training, request: Request) -> 
     return Checkpoint(f"{request.output}.training.npz", settings)
 
 
-def _unit(request: Request) -> str:
-    if isinstance(request.group_size, int):
-        return f"group of {request.group_size} inputs"
-    return request.group_size or "channel"
+def _check_no_causal_lm(request: Request, name: str) -> None:
+    given = {
+        "prefill_lengths": request.prefill_lengths,
+        "cache_length": request.cache_length,
+        "cache_type": request.cache_type,
+        "tables": request.tables,
+    }
+    for flag, value in given.items():
+        if value:
+            raise ValueError(f"expected {flag} only with a language model, got {name}")
+
+
+def _description(request: Request) -> str:
+    unit = request.group_size or "channel"
+    if isinstance(unit, int):
+        unit = f"group of {unit} inputs"
+    return f"{request.weights}, {request.initializer} scales per {unit}"
+
+
+def _storage(request: Request, model: Any) -> dict[str, str | None]:
+    """What `freeze` is told of a causal LM's float weights; of others the converter takes care."""
+    if not hasattr(model, "call_with_cache"):
+        return {}
+    return {"tables": request.stored_tables, "others": request.stored_others}
 
 
 def _scheme(request: Request) -> Any:
@@ -246,21 +159,29 @@ def _scheme(request: Request) -> Any:
 
 
 def _convert(student: Any, request: Request) -> None:
+    if hasattr(student, "call_with_cache"):
+        if not request.recognize:
+            from tfmot_ternary.freezing import freeze
+
+            student = freeze(student, request.weight_format, **_storage(request, student))
+        _convert_causal_lm(student, request)
+        return
     import tensorflow as tf
 
-    optimizations = [tf.lite.Optimize.DEFAULT] if request.float_weights == "int8" else None
-    if hasattr(student, "call_with_cache"):
-        from tfmot_ternary.vlm import convert_causal_lm
-
-        convert_causal_lm(
-            student,
-            request.output,
-            prefill_lengths=[request.prefill_length] if request.prefill_length else None,
-            cache_length=request.cache_length,
-            weight_format=request.weight_format,
-            optimizations=optimizations,
-        )
-        return
     from tfmot_ternary.conversion import convert
 
+    optimizations = [tf.lite.Optimize.DEFAULT] if request.float_weights == "int8" else None
     convert(student, optimizations, weight_format=request.weight_format, path=request.output)
+
+
+def _convert_causal_lm(causal_lm: Any, request: Request, weights: Any = None) -> None:
+    from tfmot_ternary.vlm import convert_causal_lm
+
+    convert_causal_lm(
+        causal_lm,
+        request.output,
+        prefill_lengths=request.prefill_lengths or None,
+        cache_length=request.cache_length,
+        cache_type=request.cache_type or "float32",
+        weights=weights,
+    )
