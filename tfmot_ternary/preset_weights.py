@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import zlib
 from typing import Any
 
@@ -33,6 +35,7 @@ class PresetWeights:
     """
 
     def __init__(self, source: str) -> None:
+        _require_agreement(source)
         self._source = source
         self._variables: list[keras.Variable] = []
         checksums: list[int] = []
@@ -86,3 +89,28 @@ class PresetWeights:
         # Errors of `consume` pass outside of those that are put down to the preset.
         with WithoutWeights(consume), model_source.preset_errors(self._source):
             return keras_hub.models.Backbone.from_preset(self._source, dtype="float32")
+
+
+def _require_agreement(source: str) -> None:
+    """Raises ValueError where the two descriptions of the backbone in a local preset contradict.
+
+    A task that is loaded as a whole goes by the one in task.json, a backbone by config.json.
+    """
+    configs = []
+    for name in ("config.json", "task.json"):
+        path = os.path.join(source, name)
+        if not os.path.isfile(path):
+            return
+        try:
+            with open(path, encoding="utf-8") as file:
+                config = json.load(file)["config"]
+            configs.append(config if name == "config.json" else config["backbone"]["config"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # KerasHub says what is wrong
+    ours, tasks = configs
+    for key in sorted(ours.keys() & tasks.keys() - {"dtype", "name", "trainable"}):
+        if ours[key] != tasks[key]:
+            raise ValueError(
+                f"expected a KerasHub preset of a CausalLM at {source!r} whose config.json and "
+                f"task.json agree, got {key} {ours[key]!r} and {tasks[key]!r}"
+            )
