@@ -76,7 +76,7 @@ def test_a_prompt_about_an_image_goes_in_one_call(make):
         ("prefill_16", 5),
         ("prefill_16", 16),
     ]
-    with pytest.raises(ValueError, match="prompt of 1 to 16 tokens, got 17.*prefill_length"):
+    with pytest.raises(ValueError, match="prompt of 1 to 16 tokens, got 17.*prefill length"):
         generator.generate_ids(prompt_of(17), image)
 
 

@@ -267,7 +267,7 @@ class Generator:
         if not 1 <= length <= longest:
             raise ValueError(
                 f"expected a prompt of 1 to {longest} tokens, got {length}: shorten it, or convert "
-                f"with a larger {'cache_length' if self.metadata.chunked else 'prefill_length'}"
+                f"with a larger {'cache_length' if self.metadata.chunked else 'prefill length'}"
             )
         vocabulary = self.metadata.vocabulary_size
         if min(prompt_ids) < 0 or max(prompt_ids) >= vocabulary:

@@ -10,6 +10,7 @@ import numpy as np
 
 # How many of the most likely tokens are looked at first for top-p; mostly more than enough.
 _FIRST_CANDIDATES = 64
+_BLOCK = 512  # weights whose sum is taken at once
 
 
 def _is_number(value: Any) -> bool:
@@ -95,46 +96,82 @@ class Sampler:
         if self.sampling.temperature == 0:
             return best
         ids, weights = kept(logits, self.sampling)
-        total = np.cumsum(weights)
-        place = np.searchsorted(total, self._random.random() * total[-1], side="right")
-        # A product that rounds up to the total itself would lie behind the last token.
-        return int(ids[min(place, len(ids) - 1)])
+        return int(ids[_place(weights, self._random.random())])
+
+
+def _place(weights: np.ndarray, share: float) -> int:
+    """Returns the place where the running sum of the weights passes `share` of its end.
+
+    Sums of blocks first: a running sum over a whole vocabulary takes milliseconds.
+    """
+    whole = len(weights) // _BLOCK * _BLOCK
+    blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float64)
+    if whole < len(weights):
+        blocks = np.append(blocks, weights[whole:].sum(dtype=np.float64))
+    total = np.cumsum(blocks)
+    wanted = share * total[-1]
+    # A product that rounds up to the whole sum itself would lie behind the last weight.
+    block = min(int(np.searchsorted(total, wanted, side="right")), len(blocks) - 1)
+    begin = block * _BLOCK
+    inside = np.cumsum(weights[begin : begin + _BLOCK], dtype=np.float64)
+    rest = wanted - (total[block] - blocks[block])
+    place = min(int(np.searchsorted(inside, rest, side="right")), len(inside) - 1)
+    while weights[begin + place] == 0:  # what cannot be drawn lies on the seam of two roundings
+        place -= 1
+    return begin + place
 
 
 def kept(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens that may be drawn: (ids int64 [n], weights float64 [n], not normalized).
+    """Returns the tokens that may be drawn: (ids [n], weights float [n], not normalized).
+
+    A vocabulary has a quarter of a million tokens: what is done to all of them is done in float32.
 
     Args:
-      logits: finite float [vocabulary].
+      logits: float32 [vocabulary], the largest one finite.
       sampling: a rule with a temperature above 0.
     """
-    scaled = logits.astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
-    count = min(sampling.top_k or len(weights), len(weights))
-    if sampling.top_p is None or sampling.top_p == 1:
-        if count == len(weights):
-            return np.arange(count), weights
-        ids = _most_likely(scaled, count)
-        return ids, weights[ids]
-    whole = weights.sum() if count == len(weights) else None
+    count = min(sampling.top_k or len(logits), len(logits))
+    top_p = None if sampling.top_p == 1 else sampling.top_p
+    best = logits.max()
+    # Below this temperature float32 logits that differ at all never share a draw.
+    temperature = max(sampling.temperature, 1e-6)
+    if count < len(logits):  # the share counts within the top k
+        ids = _most_likely(logits, count)
+        weights = _weights(logits[ids].astype(np.float64), best, temperature)
+        return _share(ids, weights, weights.sum(), top_p)
+    everything = _weights(logits, best, np.float32(temperature))
+    if top_p is None:
+        return np.arange(count), everything
+    whole = everything.sum(dtype=np.float64)
     candidates = min(_FIRST_CANDIDATES, count)
     while True:
-        if whole is None:  # the share counts within the top k
-            candidates = count
-        ids = _most_likely(scaled, candidates)
-        total = np.cumsum(weights[ids])
-        wanted = sampling.top_p * (total[-1] if whole is None else whole)
-        if total[-1] >= wanted or candidates == count:
-            enough = min(int(np.searchsorted(total, wanted)) + 1, len(ids))
-            return ids[:enough], weights[ids[:enough]]
+        ids = _most_likely(logits, candidates)
+        weights = _weights(logits[ids].astype(np.float64), best, temperature)
+        if weights.sum() >= top_p * whole or candidates == count:
+            return _share(ids, weights, whole, top_p)
         candidates = min(8 * candidates, count)
 
 
-def _most_likely(scaled: np.ndarray, count: int) -> np.ndarray:
+def _weights(logits: np.ndarray, best: np.floating, temperature: float | np.float32) -> np.ndarray:
+    """Returns the probabilities relative to the most likely token's."""
+    return np.exp((logits - best) / temperature)
+
+
+def _share(
+    ids: np.ndarray, weights: np.ndarray, whole: float, top_p: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first tokens that reach `top_p` of the `whole` together."""
+    if top_p is None:
+        return ids, weights
+    enough = min(int(np.searchsorted(np.cumsum(weights), top_p * whole)) + 1, len(ids))
+    return ids[:enough], weights[:enough]
+
+
+def _most_likely(logits: np.ndarray, count: int) -> np.ndarray:
     """Returns the ids of the `count` largest values, largest first, ties by id."""
-    if count == len(scaled):
-        return np.argsort(-scaled, kind="stable")
-    least = np.partition(scaled, len(scaled) - count)[len(scaled) - count]
+    if count == len(logits):
+        return np.argsort(-logits, kind="stable")
+    least = np.partition(logits, len(logits) - count)[len(logits) - count]
     # In the order of their ids: the stable sort leaves ties so, and the cut drops the last ones.
-    ids = np.flatnonzero(scaled >= least)
-    return ids[np.argsort(-scaled[ids], kind="stable")][:count]
+    ids = np.flatnonzero(logits >= least)
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]
