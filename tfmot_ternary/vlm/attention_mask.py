@@ -74,30 +74,27 @@ def recognized(mask: Any, position: Any, cache_length: int) -> CausalMask | None
         return None
     last = cache_length - length
     tried = sorted({0, min(1, last), last // 2, last})
-    found = []
-    for first in tried:
-        array = _evaluate(mask, position, first)
-        if array is None:
-            return None
-        found.append((first, array))
+    arrays = _evaluate(mask, position, tried)
+    if arrays is None:
+        return None
     # The last position has the most rows behind it.
-    window = int(found[-1][1][-1].sum())
+    window = int(arrays[-1][-1].sum())
     for candidate in (CausalMask(), CausalMask(window)):
         if all(
             np.array_equal(array, candidate.array(first, length, cache_length))
-            for first, array in found
+            for first, array in zip(tried, arrays, strict=True)
         ):
             return candidate
     return None
 
 
-def _evaluate(mask: Any, position: Any, first: int) -> np.ndarray | None:
-    """Returns the mask where `position` is `first`, or None if it depends on more than that."""
+def _evaluate(mask: Any, position: Any, tried: list[int]) -> list[np.ndarray] | None:
+    """Returns the mask for each value of `position`, or None if it depends on more than that."""
     import tensorflow as tf
 
     try:
         with tf.compat.v1.Session(graph=mask.graph) as session:
-            value = session.run(mask.name, {position.name: np.array([first], np.int32)})
+            feeds = ({position.name: np.array([first], np.int32)} for first in tried)
+            return [session.run(mask.name, feed)[0] != 0 for feed in feeds]
     except (tf.errors.OpError, ValueError, TypeError):
         return None
-    return np.asarray(value)[0] != 0
