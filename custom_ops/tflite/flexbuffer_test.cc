@@ -111,6 +111,29 @@ void TestDamage() {
   }
 }
 
+// {"amplitude": 1.5, "epsilon": 1e-5}: 32 bits in place, and 64 bits behind an offset.
+void TestRealOptions() {
+  const std::vector<uint8_t> bytes = {
+      0x61, 0x6d, 0x70, 0x6c, 0x69, 0x74, 0x75, 0x64, 0x65, 0x00, 0x65, 0x70, 0x73,
+      0x69, 0x6c, 0x6f, 0x6e, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xf1, 0x68,
+      0xe3, 0x88, 0xb5, 0xf8, 0xe4, 0x3e, 0x02, 0x21, 0x18, 0x00, 0x03, 0x00, 0x00,
+      0x00, 0x01, 0x00, 0x00, 0x00, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0xc0, 0x3f,
+      0x1c, 0x00, 0x00, 0x00, 0x0e, 0x23, 0x0a, 0x26, 0x01};
+  OpOptions options;
+  ErrorText error;
+  CHECK_TRUE(ReadOpOptions(bytes.data(), bytes.size(), ~0u, kOptionEpsilon, &options, &error),
+             error.c_str());
+  CHECK_EQUAL(options.amplitude, 1.5f, "amplitude");
+  CHECK_EQUAL(options.epsilon, 1e-5f, "epsilon");
+  for (size_t place = 0; place < bytes.size(); ++place) {
+    for (int value = 0; value < 256; ++value) {
+      std::vector<uint8_t> changed = bytes;
+      changed[place] = static_cast<uint8_t>(value);
+      ParseCopy(changed);
+    }
+  }
+}
+
 void TestOptions() {
   OpOptions options;
   ErrorText error;
@@ -157,6 +180,7 @@ int main() {
   tfmot_ternary::TestRefuses();
   tfmot_ternary::TestDamage();
   tfmot_ternary::TestOptions();
+  tfmot_ternary::TestRealOptions();
   tfmot_ternary::TestErrorText();
   return tfmot_ternary::Finish("flexbuffer_test");
 }
