@@ -113,7 +113,7 @@ def _ternarize(case: Case, preset: pathlib.Path, output: pathlib.Path) -> dict[s
     packing = None
     for line in process.stdout:
         print(line, end="", flush=True)
-        packing = re.search(r"weights packed in ([\d.]+) s", line) or packing
+        packing = re.search(r"packed in ([\d.]+) s \(([\d.]+) s of", line) or packing
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or packing is None:
@@ -121,6 +121,7 @@ def _ternarize(case: Case, preset: pathlib.Path, output: pathlib.Path) -> dict[s
     return {
         "seconds": time.monotonic() - start,
         "packing_seconds": float(packing[1]),
+        "packing_cpu_seconds": float(packing[2]),
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
     }

@@ -42,7 +42,9 @@ class PresetWeights:
 
         def note(variable: keras.Variable, array: np.ndarray) -> None:
             self._variables.append(variable)
-            checksums.append(zlib.crc32(np.ascontiguousarray(array).view(np.uint8)))
+            checksums.append(
+                zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            )
 
         backbone = self._read(note)
         with model_source.preset_errors(source):

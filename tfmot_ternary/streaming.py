@@ -58,7 +58,8 @@ class PackedModel:
       folder: where the arrays lie; remove it when they are not needed any more.
       matrices: number of packed matrices.
       elements: their float weights.
-      seconds: what packing them took, reading and writing included.
+      seconds, cpu_seconds: what packing them took, reading and writing included, by the clock and
+        by the processors (less than twice the clock's where the machine does other work too).
     """
 
     causal_lm: Any
@@ -67,6 +68,7 @@ class PackedModel:
     matrices: int
     elements: int
     seconds: float
+    cpu_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +137,9 @@ def pack_preset(
     model = weights.causal_lm
     configs, matrices = _plan(model, scheme, weight_format, tables, others)
     folder = PartialFolder(output, _settings(weights, scheme, matrices))
-    start = time.monotonic()
+    start, cpu_start = time.monotonic(), time.process_time()
     arrays = _pack(weights, matrices, folder, progress)
-    seconds = time.monotonic() - start
+    seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
     structure = Structure(float_config(model), configs)
     with WithoutWeights():
         FrozenModel.restructure(model, configs)
@@ -151,7 +153,7 @@ def pack_preset(
         for attribute in matrix.attributes:
             pairs.append((getattr(layer, attribute), arrays[matrix.name, attribute]))
     elements = sum(math.prod(matrix.layout.kernel_shape) for matrix in matrices)
-    return PackedModel(model, pairs, folder, len(matrices), elements, seconds)
+    return PackedModel(model, pairs, folder, len(matrices), elements, seconds, cpu_seconds)
 
 
 def _plan(
@@ -223,7 +225,8 @@ def _pack(
         if any(array is None for array in stored):
             todo[id(matrix.variable)] = matrix
         for attribute, array in zip(matrix.attributes, stored, strict=True):
-            arrays[matrix.name, attribute] = array
+            if array is not None:
+                arrays[matrix.name, attribute] = array
     done = len(matrices) - len(todo)
     if folder.begun_anew:
         print(f"{folder.path} was of another request or preset: begin anew")

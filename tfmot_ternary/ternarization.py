@@ -42,7 +42,8 @@ def _stream(request: Request) -> None:
         others=request.stored_others,
     )
     print(
-        f"{packed.matrices} matrices, {packed.elements:,} weights packed in {packed.seconds:.1f} s"
+        f"{packed.matrices} matrices, {packed.elements:,} weights packed in {packed.seconds:.1f} s "
+        f"({packed.cpu_seconds:.1f} s of processor time)"
     )
     print("convert")
     _convert_causal_lm(packed.causal_lm, request, weights=packed.weights)
@@ -138,13 +139,13 @@ def _check_no_causal_lm(request: Request, name: str) -> None:
 
 
 def _description(request: Request) -> str:
-    unit = request.group_size or "channel"
+    unit: Any = request.group_size or "channel"
     if isinstance(unit, int):
         unit = f"group of {unit} inputs"
     return f"{request.weights}, {request.initializer} scales per {unit}"
 
 
-def _storage(request: Request, model: Any) -> dict[str, str | None]:
+def _storage(request: Request, model: Any) -> dict[str, Any]:
     """What `freeze` is told of a causal LM's float weights; of others the converter takes care."""
     if not hasattr(model, "call_with_cache"):
         return {}
