@@ -72,9 +72,9 @@ class FakeRunner:
             self.shapes = {"image": [1, image.height, image.width, 3]}
         elif name != "decode":
             self.shapes = {"tokens": [1, int(name.removeprefix("prefill_"))], "length": [1]}
-            if interpreter.metadata.chunked:
+            if not image:
                 self.shapes["position"] = [1]
-            if image:
+            else:
                 self.shapes["features"] = [1, image.sequence_length, 6]
 
     def get_input_details(self) -> dict[str, Any]:

@@ -127,6 +127,8 @@ class Session:
         }
         if pixels is not None:
             inputs["features"] = self._features(pixels)
+        else:
+            inputs["position"] = np.zeros(1, np.int32)
         return self._call(self._prefill_runner(length), **inputs)["logits"][0]
 
     def _features(self, pixels: np.ndarray) -> np.ndarray:
@@ -213,7 +215,7 @@ class Session:
         }
         for length in metadata.prefill_lengths:
             inputs = {"tokens": [1, length], "length": [1]}
-            if metadata.chunked:
+            if metadata.image is None:
                 inputs["position"] = [1]
             if metadata.image is not None:
                 inputs["features"] = [1, metadata.image.sequence_length, 0]
