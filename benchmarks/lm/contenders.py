@@ -11,7 +11,6 @@ _TABLE_BITS = {"float32": 32, "i8": 8, "Q8_0": 8.5, "int8": 8}
 _WEIGHT_BITS = {
     "t2": 2,
     "t5": 1.625,
-    "b1": 1,
     "TQ2_0": 2.0625,
     "TQ1_0": 1.6875,
     "int8": 8,
@@ -63,7 +62,6 @@ CONTENDERS = (
     Contender("ours", "t2", "int8"),
     Contender("ours", "t2", "float16"),
     Contender("ours", "t5", "float16"),
-    Contender("ours", "b1", "float16"),
     Contender("llama_cpp", "TQ2_0", "float16"),
     Contender("llama_cpp", "TQ1_0", "float16"),
     # The same model as ours, matrix products in LiteRT's builtin operator.
