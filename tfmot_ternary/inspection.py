@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -305,7 +306,10 @@ def _first_packed_input(name: str) -> int | None:
 
 def _options(file: model_file.ModelFile, name: str, operator: Any) -> dict[str, Any]:
     content = bytes(operator.CustomOptionsAsNumpy().tobytes())
-    options = flexbuffers.Loads(content) if content else {}
+    try:
+        options = flexbuffers.Loads(content) if content else {}
+    except (AssertionError, IndexError, ValueError, struct.error) as error:  # damaged bytes
+        options = f"{type(error).__name__} while reading them"
     if (
         not isinstance(options, dict)
         or options.get("weight_format") not in packing.FORMATS

@@ -21,7 +21,7 @@ from tfmot_ternary.keras3 import chosen_layers
 from tfmot_ternary.keras3_storage import FloatStorage, layer_config, storage_configs
 from tfmot_ternary.keras3_structure import Structure, float_config, nested_layers
 from tfmot_ternary.packed_layer import PackedLayer
-from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
+from tfmot_ternary.scheme import TernaryScheme
 from tfmot_ternary.skeleton import WithoutWeights
 from tfmot_ternary.vlm import convert_causal_lm
 from tfmot_ternary.weight_storage import WeightStorage
@@ -38,7 +38,7 @@ def write(shape: LMShape, weight_format: str, cache_type: str, path: pathlib.Pat
 
     Args:
       shape: the decoder.
-      weight_format: "t2", "t5" or "b1", of the matrices of the blocks.
+      weight_format: "t2" or "t5", of the matrices of the blocks.
       cache_type: "float32", "float16" or "int8".
       path: the file; it appears when it is whole.
     """
@@ -61,7 +61,7 @@ def write(shape: LMShape, weight_format: str, cache_type: str, path: pathlib.Pat
 
 def _packed_layers(model: keras.Model, weight_format: str) -> list[dict[str, Any]]:
     """What `FrozenModel.restructure` takes: the blocks' matrices and the table."""
-    scheme = BinaryScheme() if weight_format == "b1" else TernaryScheme()
+    scheme = TernaryScheme()
     storage = FloatStorage(model, _TABLE_FORMAT, None)
     nested = list(nested_layers(model))
     chosen = chosen_layers(model, scheme)
