@@ -7,7 +7,6 @@ Keras asks for each variable's value as it writes it.
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import pathlib
 import shutil
@@ -19,13 +18,13 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 import keras_hub
 
+from benchmarks import small_tokenizers
 from tfmot_ternary.skeleton import WithoutWeights
 
 DTYPE = "bfloat16"
 # As trained matrices of this width have it; scales follow the weights, so nothing depends on it.
 STANDARD_DEVIATION = 0.02
 SEQUENCE_LENGTH = 256
-WORDS = "what digit is top left right bottom how many threes sum of the row zero one two".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +71,7 @@ def moondream_backbone() -> Any:
 
 
 def moondream_task(backbone: Any) -> Any:
-    letters = sorted({letter for word in WORDS for letter in word} | {"Ġ"})
-    merges = ["t h", "th e"]  # KerasHub needs some
-    tokens = ["<|endoftext|>", *letters, *(merge.replace(" ", "") for merge in merges)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    vocabulary, merges = small_tokenizers.byte_pair()
     return keras_hub.models.GPTNeoXCausalLM(
         backbone=backbone,
         preprocessor=keras_hub.models.GPTNeoXCausalLMPreprocessor(
@@ -106,29 +102,10 @@ def pali_gemma_backbone() -> Any:
 
 
 def pali_gemma_task(backbone: Any) -> Any:
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))),
-        model_writer=model,
-        vocab_size=64,
-        model_type="bpe",
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        bos_piece="<bos>",
-        eos_piece="<eos>",
-        unk_piece="<unk>",
-        num_threads=1,
-        minloglevel=2,
-    )
     return keras_hub.models.PaliGemmaCausalLM(
         backbone=backbone,
         preprocessor=keras_hub.models.PaliGemmaCausalLMPreprocessor(
-            tokenizer=keras_hub.models.PaliGemmaTokenizer(proto=model.getvalue()),
+            tokenizer=keras_hub.models.PaliGemmaTokenizer(proto=small_tokenizers.sentence_piece()),
             image_converter=keras_hub.layers.PaliGemmaImageConverter(
                 image_size=(224, 224), scale=1 / 127.5, offset=-1
             ),

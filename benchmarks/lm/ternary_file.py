@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 from typing import Any
@@ -14,6 +13,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 import keras_hub
 
+from benchmarks import small_tokenizers
 from benchmarks.lm.shapes import POSITIONS, LMShape
 from tfmot_ternary import packing
 from tfmot_ternary.freezing_keras3 import FrozenModel
@@ -111,11 +111,8 @@ def _scale_of(weight_format: str) -> float:
 
 
 def _gpt2(shape: LMShape) -> Any:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["<|endoftext|>", *letters, "th", "the"]
-    tokenizer = keras_hub.models.GPT2Tokenizer(
-        vocabulary={token: i for i, token in enumerate(tokens)}, merges=["t h", "th e"]
-    )
+    vocabulary, merges = small_tokenizers.byte_pair()
+    tokenizer = keras_hub.models.GPT2Tokenizer(vocabulary=vocabulary, merges=merges)
     with WithoutWeights():
         backbone = keras_hub.models.GPT2Backbone(
             vocabulary_size=shape.vocabulary,
@@ -130,26 +127,7 @@ def _gpt2(shape: LMShape) -> Any:
 
 
 def _gemma(shape: LMShape) -> Any:
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sat on the mat", "a dog ran far away"] * 8),
-        model_writer=model,
-        vocab_size=40,
-        model_type="bpe",
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        bos_piece="<bos>",
-        eos_piece="<eos>",
-        unk_piece="<unk>",
-        num_threads=1,
-        minloglevel=2,
-    )
-    tokenizer = keras_hub.models.GemmaTokenizer(proto=model.getvalue())
+    tokenizer = keras_hub.models.GemmaTokenizer(proto=small_tokenizers.sentence_piece())
     with WithoutWeights():
         backbone = keras_hub.models.GemmaBackbone(
             vocabulary_size=shape.vocabulary,
