@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import statistics
 import sys
 
 from absl import app, flags
@@ -39,6 +40,8 @@ _FILES = flags.DEFINE_string("files", "build/bench_lm/files", "Folder of the mod
 _DELETE = flags.DEFINE_bool("delete_files", False, "Delete each model once it has been measured.")
 
 _BANDWIDTH_SECONDS = 1.0
+# The weights in the mapped file, a runtime's copy of them, and room for the rest.
+_COPIES = 2.5
 _BANDWIDTH_BYTES = 1 << 30
 
 
@@ -61,8 +64,8 @@ def _plan() -> list[Result]:
     return plan
 
 
-def _measure(plan: list[Result], bandwidths: list[float], log: pathlib.Path) -> None:
-    """Fills the plan. Interrupted, it keeps what it has."""
+def _measure(plan: list[Result], bandwidths: dict[bool, list[float]], log: pathlib.Path) -> None:
+    """Fills the plan, and the bandwidths by whether pages are huge. Interrupted, it keeps all."""
     machine = limits.Limits()
     folder = pathlib.Path(_FILES.value)
     with tqdm(total=len(plan) * (_ROUNDS.value + 1), unit="run") as bar:
@@ -70,15 +73,17 @@ def _measure(plan: list[Result], bandwidths: list[float], log: pathlib.Path) -> 
             for result in plan:
                 bar.set_postfix_str(f"write {result.shape.name}, {result.contender.name}")
                 try:
+                    _require_memory(result)
                     path = files.make(result.shape, result.contender, folder)
                     result.file_bytes = path.stat().st_size
                 except NotMeasured as reason:
                     result.reason = str(reason)
                 bar.update()
             for turn in range(_ROUNDS.value):
-                bandwidths.append(
-                    1e9 * machine.read(_BANDWIDTH_BYTES, _THREADS.value, _BANDWIDTH_SECONDS)
-                )
+                for huge, rates in bandwidths.items():
+                    seconds = _BANDWIDTH_SECONDS
+                    rate = machine.read(_BANDWIDTH_BYTES, _THREADS.value, seconds, huge)
+                    rates.append(1e9 * rate)
                 machine.free()
                 # Each round begins with another contender: none has always the same neighbour.
                 for result in plan[turn:] + plan[:turn]:
@@ -93,6 +98,14 @@ def _measure(plan: list[Result], bandwidths: list[float], log: pathlib.Path) -> 
     if _DELETE.value:
         for result in plan:
             files.path(result.shape, result.contender, folder).unlink(missing_ok=True)
+
+
+def _require_memory(result: Result) -> None:
+    """Raises NotMeasured where the weights, and a runtime's copy of them, do not fit."""
+    needed = _COPIES * result.contender.weight_bytes(result.shape)
+    available = limits.available_memory()
+    if needed > available:
+        raise NotMeasured(f"needs {needed / 1e9:.0f} GB of memory, {available / 1e9:.0f} are there")
 
 
 def _run(result: Result, folder: pathlib.Path, log: pathlib.Path) -> None:
@@ -115,12 +128,12 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "workers.log"
     log.unlink(missing_ok=True)
-    bandwidths: list[float] = []
+    bandwidths: dict[bool, list[float]] = {True: [], False: []}
     _measure(plan, bandwidths, log)
-    if not bandwidths:
+    if not all(bandwidths.values()):
         sys.exit("nothing was measured")
 
-    bandwidth = sorted(bandwidths)[len(bandwidths) // 2]
+    bandwidth, small_pages = (statistics.median(bandwidths[huge]) for huge in (True, False))
     found = goals(plan, bandwidth)
     print(
         f"\n{machine['cpu']}, {_THREADS.value} thread(s); memory reads {bandwidth / 1e9:.1f} GB/s"
@@ -128,13 +141,13 @@ def main(argv: list[str]) -> None:
     print("Random weights: speed, memory and size, not quality. Tables and heads have 8 bits.")
     for name in dict.fromkeys(_SHAPES.value):
         own = [result for result in plan if result.shape.name == name]
-        print(f"\n{report.shape_table(own, bandwidth)}\n\n{report.profile_table(own)}")
+        print(f"\n{report.shape_table(own, bandwidth, small_pages)}\n\n{report.profile_table(own)}")
     print(f"\n{report.goals_table(found)}")
     record = {
         "command": ["python", "-m", "benchmarks.bench_lm", *sys.argv[1:]],
         "machine": machine,
         "threads": _THREADS.value,
-        "bandwidths": bandwidths,
+        "bandwidths": {"huge pages": bandwidths[True], "small pages": bandwidths[False]},
         "results": [result.to_json() for result in plan],
         "goals": [{**vars(goal), "verdict": goal.verdict} for goal in found],
     }

@@ -121,7 +121,7 @@ def test_what_is_missing_is_said():
     measured = results({"ours t2": 0.010})
     verdicts = {goal.verdict for goal in goals(measured, 75e9) if "times" in goal.subject}
     assert verdicts == {"not measured"}
-    text = report.shape_table(measured, 75e9)
+    text = report.shape_table(measured, 75e9, 60e9)
     assert "no such package" in text
     assert "100.0" in text
     assert "fully_connected" in report.profile_table(measured)

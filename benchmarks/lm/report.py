@@ -10,13 +10,20 @@ from benchmarks.lm.results import Goal, Result
 from benchmarks.report import table
 
 
-def shape_table(results: list[Result], bandwidth: float) -> str:
-    """One row for each contender of a shape."""
+def shape_table(results: list[Result], bandwidth: float, small_pages: float) -> str:
+    """One row for each contender of a shape.
+
+    Args:
+      results: of one shape.
+      bandwidth, small_pages: bytes/s that the machine reads from huge pages, and from pages of
+        4 KiB, which are those of a mapped file.
+    """
     shape = results[0].shape
     header = (
         shape.name,
         f"decode at {shape.context}, tokens/s",
         "of bound",
+        "with small pages",
         f"prefill of {shape.prompt}, tokens/s",
         "file MB",
         "peak MB",
@@ -25,13 +32,14 @@ def shape_table(results: list[Result], bandwidth: float) -> str:
     rows = []
     for result in results:
         if not result.records:
-            rows.append([result.contender.name, "not measured", result.reason, "", "", "", ""])
+            rows.append([result.contender.name, "not measured", result.reason, "", "", "", "", ""])
             continue
         rows.append(
             [
                 result.contender.name,
                 f"{result.decode_rate:.1f}",
                 f"{result.decode_rate / result.bound(bandwidth):.0%}",
+                f"{result.decode_rate / result.bound(small_pages):.0%}",
                 f"{result.prefill_rate:.0f}",
                 f"{result.file_bytes / 1e6:.0f}",
                 f"{result.peak_bytes / 1e6:.0f}",
