@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from model_builder import ModelBuilder
 
-from tfmot_ternary import attention_op, runtime
+from tfmot_ternary import attention_reference, runtime
 
 WAYS = [("litert", "delegate"), ("tf", "delegate"), ("tf", "resolver")]
 TOKENS = 5  # steps of the prefill signature
@@ -102,12 +102,14 @@ class Expected:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.cache = attention_op.Cache.empty(case.length, case.kv_heads, case.dim, case.cache_type)
+        self.cache = attention_reference.Cache.empty(
+            case.length, case.kv_heads, case.dim, case.cache_type
+        )
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         inputs = dict(inputs)
         position = int(inputs.pop("position")[0])
-        output, self.cache = attention_op.reference(
+        output, self.cache = attention_reference.reference(
             self.cache,
             **inputs,
             position=position,

@@ -23,6 +23,7 @@ ALLOWED = {
     "model_structure": set(),
     "op_times": {"runtime"},
     "attention_op": {"composite"},
+    "attention_reference": set(),
     "recognition": {"packing"},
     "keras_ternary": {"packing"},
     "importance": set(),
@@ -172,7 +173,14 @@ ALLOWED = {
         "weight_storage",
     },
 }
-NUMPY_ONLY = ["packing", "kmeans", "keras_ternary", "recognition", "row_file"]
+NUMPY_ONLY = [
+    "packing",
+    "attention_reference",
+    "kmeans",
+    "keras_ternary",
+    "recognition",
+    "row_file",
+]
 # `cli` and what stands behind its commands.
 TOP = {"vlm", "demo", "cli", "commands", "evaluation", "measurement", "recovery", "ternarization"}
 
