@@ -28,6 +28,7 @@ ALLOWED = {
     "keras_ternary": {"packing"},
     "importance": set(),
     "calibration_batches": set(),
+    "layer_hessian": set(),
     "kernel_inputs": {"kernel_layout"},
     "kernel_gradients": {"kernel_inputs", "model_outputs"},
     "calibration": {
@@ -36,6 +37,7 @@ ALLOWED = {
         "keras3_structure",
         "kernel_gradients",
         "kernel_inputs",
+        "layer_hessian",
         "layer_kernels",
         "model_outputs",
     },
@@ -177,6 +179,7 @@ NUMPY_ONLY = [
     "packing",
     "attention_reference",
     "kmeans",
+    "layer_hessian",
     "keras_ternary",
     "recognition",
     "row_file",

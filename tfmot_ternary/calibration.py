@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tfmot_ternary.calibration_batches import Batches
 from tfmot_ternary.kernel_gradients import loss_function, mean_squared_gradients
 from tfmot_ternary.kernel_inputs import Kernel, mean_squared_inputs
+from tfmot_ternary.layer_hessian import LayerHessian
 from tfmot_ternary.layer_kernels import (
     kernel_layouts,
     kernel_names,
@@ -33,12 +34,18 @@ from tfmot_ternary.model_outputs import ends_in_softmax, flavour
 
 __all__ = ["Calibration", "calibrate"]
 
-_KINDS = ("activations", "gradients")
+_KINDS = ("activations", "gradients", "hessian")
+_LISTED = "'activations', 'gradients' or 'hessian'"
 _ATTENTION = ("_query_dense", "_key_dense", "_value_dense", "_output_dense")
+# What the names of arrays begin with in a file.
+_ARRAY, _MATRIX = "importance/", "hessian/"
 
 
-class Calibration(Mapping[str, np.ndarray]):
+class Calibration(Mapping[str, Any]):
     """Importances by the name of the layer: a mapping name -> float32 [k] or [n, k].
+
+    Of kind "hessian" it maps to a LayerHessian [k, k], or to mean squared inputs, as above, where
+    there is no single matrix.
 
     A layer inside another goes by its path, names joined by "/" ("inner/dense",
     "attention/query"); so do the kernels of a layer with several ("lstm/recurrent_kernel").
@@ -48,15 +55,28 @@ class Calibration(Mapping[str, np.ndarray]):
         """Takes importances over.
 
         Args:
-          values: {path: array >= 0 broadcastable to W[n, k]}.
-          kind: "activations" or "gradients": what they are.
+          values: {path: array >= 0 broadcastable to W[n, k]}; for "hessian" also LayerHessian.
+          kind: "activations", "gradients" or "hessian": what they are.
+
+        Raises:
+          ValueError: for another kind, or a LayerHessian in one that has none.
         """
         if kind not in _KINDS:
-            raise ValueError(f"expected kind 'activations' or 'gradients', got {kind!r}")
+            raise ValueError(f"expected kind {_LISTED}, got {kind!r}")
         self.kind = kind
-        self._values = {path: np.asarray(value, np.float32) for path, value in values.items()}
+        self._values: dict[str, np.ndarray | LayerHessian] = {}
+        for path, value in values.items():
+            if not isinstance(value, LayerHessian):
+                self._values[path] = np.asarray(value, np.float32)
+            elif kind == "hessian":
+                self._values[path] = value
+            else:
+                raise ValueError(
+                    f"expected arrays in a calibration of kind {kind!r}, got a LayerHessian for "
+                    f"{path!r}; its kind is 'hessian'"
+                )
 
-    def __getitem__(self, path: str) -> np.ndarray:
+    def __getitem__(self, path: str) -> Any:
         return self._values[path]
 
     def __iter__(self) -> Iterator[str]:
@@ -74,8 +94,13 @@ class Calibration(Mapping[str, np.ndarray]):
         temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                values: dict[str, Any] = {f"importance/{k}": v for k, v in self._values.items()}
-                np.savez(file, kind=np.array(self.kind), **values)
+                arrays: dict[str, Any] = {}
+                for key, value in self._values.items():
+                    if isinstance(value, LayerHessian):
+                        arrays[_MATRIX + key] = value.matrix
+                    else:
+                        arrays[_ARRAY + key] = value
+                np.savez(file, kind=np.array(self.kind), **arrays)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -87,11 +112,15 @@ class Calibration(Mapping[str, np.ndarray]):
         Raises:
           ValueError: if the file is something else.
         """
-        prefix = "importance/"
+        values: dict[str, Any] = {}
         try:
             with np.load(path, allow_pickle=False) as file:
                 kind = str(file["kind"])
-                values = {k[len(prefix) :]: file[k] for k in file.files if k.startswith(prefix)}
+                for name in file.files:
+                    if name.startswith(_ARRAY):
+                        values[name[len(_ARRAY) :]] = file[name]
+                    elif name.startswith(_MATRIX):
+                        values[name[len(_MATRIX) :]] = LayerHessian(file[name])
         except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"expected a file that Calibration.save wrote, got {os.fspath(path)!r}: {error}"
@@ -137,7 +166,7 @@ def calibrate(
         data, NaN or Inf in the data, an activation or a gradient (the layer is named), or gradients
         that are all zero.
     """
-    if importance not in _KINDS:
+    if importance not in _KINDS[:2]:
         raise ValueError(f"expected importance 'activations' or 'gradients', got {importance!r}")
     if flavour(model, "model") == "keras":
         kernels = list(_keras3_kernels(model))
