@@ -13,9 +13,9 @@ import tf_keras_models as models
 
 import tfmot_ternary as tt
 from tfmot_ternary.calibration import Calibration, calibrate
+from tfmot_ternary.convolution_windows import window_sums
 from tfmot_ternary.keras3_layers import SUPPORTED, layout_of
 from tfmot_ternary.keras3_structure import nested_layers
-from tfmot_ternary.kernel_inputs import window_sums
 
 SEED = 31
 layers = tf_keras.layers
@@ -319,7 +319,7 @@ def test_gradients_of_a_causal_language_model():
             assert importance[path].shape == (layout.n, layout.k), path
 
 
-@pytest.mark.parametrize("importance", ["activations", "gradients"])
+@pytest.mark.parametrize("importance", ["activations", "gradients", "hessian"])
 def test_the_model_is_left_as_it_was(importance):
     for model in (models.cnn(), keras3_models.mixed_model()):
         shape = tuple(model.outputs[0].shape)[1:]
@@ -447,7 +447,7 @@ def test_calibration_file(tmp_path):
     for name in ("other.npz", "array.npy", "text"):
         with pytest.raises(ValueError, match=r"file that Calibration\.save wrote"):
             Calibration.load(tmp_path / name)
-    with pytest.raises(ValueError, match="expected kind"):
+    with pytest.raises(ValueError, match="kind 'activations', 'gradients' or 'hessian'"):
         Calibration({}, "mean")
 
 
@@ -489,10 +489,11 @@ def test_gradients_that_are_not_finite_name_the_layer():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: quiet(m, [], "mean"), ValueError, "importance 'activations' or 'gradients'"),
+        (lambda m: quiet(m, [], "mean"), ValueError, "'activations', 'gradients' or 'hessian'"),
         (lambda m: quiet(m, []), ValueError, "at least one batch"),
         (lambda m: quiet(m, 3), TypeError, "got int"),
         (lambda m: quiet(m, [], steps=0), ValueError, "steps None or >= 1"),
+        (lambda m: quiet(m, [], "hessian", max_inputs=0), ValueError, "max_inputs >= 1"),
         (lambda m: quiet(m, [], batch_size=0), ValueError, "batch_size >= 1"),
         (lambda m: quiet(m, (np.ones((2, 3)), np.ones(1))), ValueError, r"lengths \[1, 2\]"),
         (lambda m: quiet(m, [(1, 2, 3, 4)]), ValueError, "tuple of 4 in batch 0"),

@@ -29,7 +29,9 @@ ALLOWED = {
     "importance": set(),
     "calibration_batches": set(),
     "layer_hessian": set(),
-    "kernel_inputs": {"kernel_layout"},
+    "convolution_windows": set(),
+    "kernel_inputs": {"convolution_windows", "kernel_layout"},
+    "kernel_moments": {"convolution_windows", "kernel_inputs", "layer_hessian"},
     "kernel_gradients": {"kernel_inputs", "model_outputs"},
     "calibration": {
         "calibration_batches",
@@ -37,6 +39,7 @@ ALLOWED = {
         "keras3_structure",
         "kernel_gradients",
         "kernel_inputs",
+        "kernel_moments",
         "layer_hessian",
         "layer_kernels",
         "model_outputs",

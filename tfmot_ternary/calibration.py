@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tfmot_ternary.calibration_batches import Batches
 from tfmot_ternary.kernel_gradients import loss_function, mean_squared_gradients
 from tfmot_ternary.kernel_inputs import Kernel, mean_squared_inputs
+from tfmot_ternary.kernel_moments import second_moments
 from tfmot_ternary.layer_hessian import LayerHessian
 from tfmot_ternary.layer_kernels import (
     kernel_layouts,
@@ -137,6 +138,7 @@ def calibrate(
     loss: Any = None,
     batch_size: int = 32,
     progress: bool = True,
+    max_inputs: int = 8192,
 ) -> Calibration:
     """Measures on data how much an error on each weight costs; `model` stays as it was.
 
@@ -149,25 +151,31 @@ def calibrate(
       importance: "activations": for each layer the mean squared input of each of the k inputs of
         W[n, k]; layers that are not called, and embeddings, get no entry. "gradients": for each
         weight the mean over batches of the squared gradient of the loss (the empirical Fisher
-        information; small batches come closer to it).
+        information; small batches come closer to it). "hessian": for each layer the second moments
+        E[x x^T] of its inputs, as a LayerHessian; their diagonal is what "activations" gives.
       steps: the most batches that are read; for data without an end.
       loss: for gradients: a Keras loss, its name, or callable (y, outputs) -> tensor; None for the
         compiled loss. Without labels the classes that the model itself predicts are the labels, of
         the loss or, without one, of cross entropy over the last axis.
       batch_size: rows of a batch that is cut from arrays.
       progress: whether a progress bar is shown.
+      max_inputs: for "hessian": the largest k that a matrix is kept for, 4 k^2 bytes a kernel
+        (8192: 256 MiB), and three times that more for the kernel at work. Larger layers, and
+        grouped, depthwise and transposed convolutions, get what "activations" gives.
 
     Returns:
       The Calibration, for a scheme's `importance`.
 
     Raises:
       TypeError: for something that is no Keras model, or data of an unknown kind.
-      ValueError: for an unknown `importance`, an unbuilt model, one without layers to quantize, no
-        data, NaN or Inf in the data, an activation or a gradient (the layer is named), or gradients
-        that are all zero.
+      ValueError: for an unknown `importance`, max_inputs < 1, an unbuilt model, one without layers
+        to quantize, no data, NaN or Inf in the data, an activation or a gradient (the layer is
+        named), or gradients that are all zero.
     """
-    if importance not in _KINDS[:2]:
-        raise ValueError(f"expected importance 'activations' or 'gradients', got {importance!r}")
+    if importance not in _KINDS:
+        raise ValueError(f"expected importance {_LISTED}, got {importance!r}")
+    if max_inputs < 1:
+        raise ValueError(f"expected max_inputs >= 1, got {max_inputs}")
     if flavour(model, "model") == "keras":
         kernels = list(_keras3_kernels(model))
     else:
@@ -186,7 +194,9 @@ def calibrate(
         disable=not progress,
     )
     if importance == "activations":
-        values = mean_squared_inputs(model, kernels, bar)
+        values: Mapping[str, Any] = mean_squared_inputs(model, kernels, bar)
+    elif importance == "hessian":
+        values = second_moments(model, kernels, bar, max_inputs)
     else:
         function = loss_function(model, loss, ends_in_softmax(model))
         with _metrics_kept(model):

@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmot_ternary.convolution_windows import window_sums
 from tfmot_ternary.kernel_layout import KernelLayout
 
-__all__ = ["Kernel", "call_eagerly", "mean_squared_inputs", "window_sums"]
+__all__ = [
+    "Kernel",
+    "call_eagerly",
+    "channels_last",
+    "mean_squared_inputs",
+    "means_over_calls",
+    "sum_of_squares",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +64,40 @@ def mean_squared_inputs(
     Raises:
       ValueError: for NaN or Inf in a layer's input; the first such layer is named.
     """
+    return means_over_calls(model, kernels, batches, sum_of_squares)
+
+
+def means_over_calls(
+    model: Any,
+    kernels: Iterable[Kernel],
+    batches: Iterable[tuple[Any, Any, Any]],
+    sum_of: Callable[[Kernel, tf.Tensor], tuple[np.ndarray, int]],
+) -> dict[str, np.ndarray]:
+    """Means of what `sum_of(kernel, input)` gives as (float array, how many products it sums over).
+
+    Args:
+      model, kernels, batches: as `mean_squared_inputs` takes them.
+      sum_of: called once for every call of a kernel's layer; it may give the same array again.
+
+    Returns:
+      {path: float32 array} of the kernels that multiplied by something.
+
+    Raises:
+      ValueError: for NaN or Inf in a sum; the first such layer is named.
+    """
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
     broken: list[str] = []
 
     def observe(kernel: Kernel, x: tf.Tensor) -> None:
-        total, count = _sum_of_squares(kernel, x)
-        if not np.isfinite(total).all():
-            broken.append(kernel.path)
-        sums[kernel.path] = sums.get(kernel.path, 0) + total
+        total, count = sum_of(kernel, x)
+        if kernel.path in sums:
+            sums[kernel.path] += total
+        else:
+            sums[kernel.path] = total.copy()
         counts[kernel.path] = counts.get(kernel.path, 0) + count
+        if not np.isfinite(sums[kernel.path]).all():
+            broken.append(kernel.path)
 
     measured = [kernel for kernel in kernels if kernel.attribute != "embeddings"]
     with _observed(measured, observe):
@@ -78,7 +110,10 @@ def mean_squared_inputs(
                     f"beyond float32 in calibration batch {number}; look for them in the weights "
                     "of the layers before it, and in how the data is scaled"
                 )
-    return {path: (total / counts[path]).astype(np.float32) for path, total in sums.items()}
+    for path, total in sums.items():
+        total /= max(counts[path], 1)
+    # No product: a recurrent kernel whose sequences have one step.
+    return {p: total.astype(np.float32, copy=False) for p, total in sums.items() if counts[p]}
 
 
 def call_eagerly(model: Any, x: Any) -> Any:
@@ -131,6 +166,13 @@ def _observed(
                 attributes["call"] = call
 
 
+def channels_last(layer: Any, x: tf.Tensor) -> tf.Tensor:
+    """The input of a convolution as [batch, spatial..., c]."""
+    if layer.data_format == "channels_first":
+        return tf.transpose(x, [0, *range(2, len(x.shape)), 1])
+    return x
+
+
 def _hidden_states(layer: Any, call: Any, args: Any, kwargs: Any) -> tf.Tensor:
     """What the recurrent kernel multiplies by at steps 1 and on: [batch, steps - 1, units].
 
@@ -148,9 +190,7 @@ def _hidden_states(layer: Any, call: Any, args: Any, kwargs: Any) -> tf.Tensor:
 
 def _depthwise_part(layer: Any, x: tf.Tensor) -> tf.Tensor:
     """Float32 output of the depthwise half of a separable convolution, channels last."""
-    x = tf.cast(x, tf.float32)
-    if layer.data_format == "channels_first":
-        x = tf.transpose(x, [0, *range(2, len(x.shape)), 1])
+    x = channels_last(layer, tf.cast(x, tf.float32))
     kernel = tf.cast(tf.convert_to_tensor(layer.depthwise_kernel), tf.float32)
     strides, rates, padding = list(layer.strides), list(layer.dilation_rate), layer.padding
     if padding == "causal":
@@ -162,8 +202,8 @@ def _depthwise_part(layer: Any, x: tf.Tensor) -> tf.Tensor:
     return tf.nn.depthwise_conv2d(x, kernel, [1, *strides, 1], padding.upper(), dilations=rates)
 
 
-def _sum_of_squares(kernel: Kernel, x: tf.Tensor) -> tuple[np.ndarray, int]:
-    """(float64 [k] or [n, k], how many products it sums over)."""
+def sum_of_squares(kernel: Kernel, x: tf.Tensor) -> tuple[np.ndarray, int]:
+    """Sums of x_k^2 over one call: (float64 [k] or [n, k], how many products it sums over)."""
     layer, layout = kernel.layer, kernel.layout
     squared = tf.square(tf.cast(x, tf.float32))
     if kernel.attribute == "pointwise_kernel" or not hasattr(layer, "kernel_size"):
@@ -190,39 +230,3 @@ def _sum_of_squares(kernel: Kernel, x: tf.Tensor) -> tuple[np.ndarray, int]:
     grouped = np.moveaxis(sums.reshape(*layer.kernel_size, layer.groups, -1), -2, -1)
     full = np.repeat(grouped, layout.n // layer.groups, axis=-1)
     return layout.to_matrix(full), batch * positions
-
-
-def window_sums(
-    plane: np.ndarray, window: Any, strides: Any, padding: str, dilation: Any
-) -> tuple[np.ndarray, int]:
-    """Sums of what each tap of a convolution's window sees, over all output positions.
-
-    Args:
-      plane: float [spatial..., c].
-      window, strides, dilation: one int a spatial axis.
-      padding: "valid", "same" (as TensorFlow pads) or "causal".
-
-    Returns:
-      (float [window..., c], number of output positions).
-    """
-    window = tuple(window)
-    pads, outputs = [], []
-    for size, taps, stride, rate in zip(plane.shape, window, strides, dilation, strict=False):
-        extent = (taps - 1) * rate + 1
-        front = total = 0
-        if padding == "same":
-            total = max((-(-size // stride) - 1) * stride + extent - size, 0)
-            front = total // 2
-        elif padding == "causal":
-            front = total = extent - 1
-        pads.append((front, total - front))
-        outputs.append((size + total - extent) // stride + 1)
-    padded = np.pad(plane, [*pads, (0, 0)])
-    sums = np.empty((*window, plane.shape[-1]), plane.dtype)
-    for tap in np.ndindex(*window):
-        seen = tuple(
-            slice(i * rate, i * rate + (out - 1) * stride + 1, stride)
-            for i, rate, out, stride in zip(tap, dilation, outputs, strides, strict=True)
-        )
-        sums[tap] = padded[seen].sum(axis=tuple(range(len(window))))
-    return sums, int(np.prod(outputs))
