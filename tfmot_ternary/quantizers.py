@@ -59,7 +59,7 @@ def weight_codes(w: Any, scales: Any, levels: int, group_size: GroupSize = None)
             return np.where(w >= 0, np.int8(1), np.int8(-1))
         return (w > half).astype(np.int8) - (w < -half).astype(np.int8)
     w = tf.cast(w, tf.float32)
-    view, scale_view = _views(w, scales, _rows_layout(w), group_size)
+    view, scale_view, _ = _views(w, scales, _rows_layout(w), group_size)
     return tf.reshape(tf.cast(codes(view, scale_view, levels), tf.int8), w.shape)
 
 
@@ -127,8 +127,8 @@ def quantize_kernel(
     interleaved = not (group_size is None or group_size == "tensor") and _order(layout) is None
     w = layout.to_matrix(kernel) if interleaved else kernel
     inner = _rows_layout(w) if interleaved else layout
-    view, scale_view = _views(tf.cast(w, tf.float32), scales, inner, group_size)
-    value = straight_through(view, scale_view, levels, clip, preserve_zeros, fraction)
+    view, scale_view, size = _views(tf.cast(w, tf.float32), scales, inner, group_size)
+    value = straight_through(view, scale_view, levels, clip, preserve_zeros, fraction, size)
     value = tf.cast(tf.reshape(value, w.shape), dtype)
     return layout.from_matrix(value) if interleaved else value
 
@@ -163,8 +163,13 @@ def _order(layout: KernelLayout) -> str | None:
 
 def _views(
     w: tf.Tensor, scales: Any, layout: KernelLayout, group_size: GroupSize
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reshapes kernel and scales, both to one rank, so that they broadcast against each other."""
+) -> tuple[tf.Tensor, tf.Tensor, int | None]:
+    """Kernel, scales and group size as `straight_through` takes them.
+
+    The size is None where kernel and scales are reshaped to broadcast against each other: always,
+    but for groups of a kernel in the order "kn". Those scales need a transpose, which as an
+    operation of its own (oneDNN's) takes as long as a pass over the kernel.
+    """
     scales = tf.cast(tf.convert_to_tensor(scales), tf.float32)
     n, k = layout.n, layout.k
     expected = scale_shape(n, k, group_size)
@@ -175,22 +180,20 @@ def _views(
         )
     shape = layout.kernel_shape
     if group_size == "tensor":
-        return w, tf.reshape(scales, [1] * len(shape))
+        return w, tf.reshape(scales, [1] * len(shape)), None
     if group_size is None:
         by_axis = tf.reshape(scales, [shape[a] for a in layout.n_axes])
         if list(layout.n_axes) != sorted(layout.n_axes):
             by_axis = tf.transpose(by_axis, np.argsort(layout.n_axes).tolist())
-        return w, tf.reshape(by_axis, [d if a in layout.n_axes else 1 for a, d in enumerate(shape)])
+        aligned = [d if a in layout.n_axes else 1 for a, d in enumerate(shape)]
+        return w, tf.reshape(by_axis, aligned), None
     size = int(group_size)
-    groups, rest = expected[1], k % size
-    if _order(layout) == "nk":
-        if rest == 0:
-            return tf.reshape(w, [n, groups, size]), tf.reshape(scales, [n, groups, 1])
-        return tf.reshape(w, [n, k]), tf.repeat(scales, size, axis=1)[:, :k]
-    scales = tf.transpose(scales)
-    if rest == 0:
-        return tf.reshape(w, [groups, size, n]), tf.reshape(scales, [groups, 1, n])
-    return tf.reshape(w, [k, n]), tf.repeat(scales, size, axis=0)[:k]
+    groups = expected[1]
+    if _order(layout) == "kn":
+        return tf.reshape(w, [k, n]), scales, size
+    if k % size == 0:
+        return tf.reshape(w, [n, groups, size]), tf.reshape(scales, [n, groups, 1]), None
+    return tf.reshape(w, [n, k]), tf.repeat(scales, size, axis=1)[:, :k], None
 
 
 class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
