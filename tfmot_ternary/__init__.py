@@ -23,6 +23,7 @@ _EXPORTS = {
     "Distiller": "distill",
     "GradualQuantization": "gradual_quantization",
     "KMeansInitializer": "initializers",
+    "LayerHessian": "layer_hessian",
     "PackedWeights": "packing",
     "ScaleInitializer": "initializers",
     "TWNInitializer": "initializers",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; nothing of this runs
         TWNInitializer,
     )
     from tfmot_ternary.keras_ternary import from_keras_ternary
+    from tfmot_ternary.layer_hessian import LayerHessian
     from tfmot_ternary.packing import PackedWeights
     from tfmot_ternary.quantize_config import BinaryQuantizeConfig, TernaryQuantizeConfig
     from tfmot_ternary.quantizers import BinaryQuantizer, TernaryQuantizer

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 from keras import layers
+from tqdm import tqdm
 
 from tfmot_ternary import importance, initializers, packing
 from tfmot_ternary.keras3_layers import SUPPORTED, is_quantized, layout_of, quantize_in_place
@@ -24,6 +25,7 @@ from tfmot_ternary.keras3_structure import (
     nested_layers,
     require_tensorflow,
 )
+from tfmot_ternary.layer_hessian import LayerHessian
 from tfmot_ternary.packed_layer import PackedLayer
 
 __all__ = ["QuantizedLayer", "QuantizedModel", "chosen_layers", "quantize", "quantized_layers"]
@@ -227,7 +229,9 @@ def _quantize_layers(
     `costs` are the importances of the layers by index, for the initializer.
     """
     nested = list(nested_layers(model))
-    for config in configs:
+    # K-means takes no time; error compensation may take minutes.
+    long = any(isinstance(cost, LayerHessian) for cost in (costs or {}).values())
+    for config in tqdm(configs, desc="compensate errors", unit="layer", disable=not long):
         path, layer = nested[config["index"]]
         quantize_in_place(
             layer,

@@ -15,6 +15,7 @@ from keras import layers
 
 from tfmot_ternary import initializers, packing, quantizers
 from tfmot_ternary.kernel_layout import KernelLayout
+from tfmot_ternary.starting_point import starting_point
 
 __all__ = ["SUPPORTED", "QuantizedWeights", "is_quantized", "layout_of", "quantize_in_place"]
 
@@ -182,7 +183,7 @@ def quantize_in_place(
       path: its path, for errors.
       initializer: computes the scales from the kernel; None sets them to one, to be loaded.
       levels, group_size, clip, trainable_scales, preserve_zeros: as in a scheme.
-      importance: None, or weights of errors broadcastable to W[n, k], for the initializer.
+      importance: None, weights of errors or a LayerHessian, see `starting_point`.
 
     Raises:
       ValueError: a NaN or an infinity in the kernel.
@@ -197,9 +198,11 @@ def quantize_in_place(
     scales: Any = "ones"
     if initializer is not None:
         matrix = layout.to_matrix(keras.ops.convert_to_numpy(layer.float_weights))
-        values = initializers.initial_scales(
-            matrix, levels, group_size, initializer, importance, name=path
+        weights, values = starting_point(
+            matrix, levels, group_size, initializer, importance, preserve_zeros, name=path
         )
+        if weights is not None:
+            layer.float_weights.assign(layout.from_matrix(weights))
         scales = keras.initializers.Constant(values)
     layer.kernel_layout = layout
     layer.levels = levels

@@ -22,6 +22,7 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 from tfmot_ternary import initializers
 from tfmot_ternary.kernel_layout import KernelLayout
 from tfmot_ternary.packing import GroupSize, expand_scales, scale_shape
+from tfmot_ternary.starting_point import starting_point
 from tfmot_ternary.straight_through import codes, straight_through
 
 __all__ = [
@@ -233,7 +234,7 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         self.trainable = bool(trainable)
         self.clip = clip
         self.preserve_zeros = bool(preserve_zeros)
-        # Weights of errors, broadcastable to W[n, k], for the next `build`; no part of the config.
+        # For the next `build`, see `starting_point`; no part of the config.
         self.importance: Any = None
 
     def _layout_of(self, shape: Any) -> KernelLayout:
@@ -244,7 +245,8 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, tf.Variable]:
         """Adds the scales to `layer`, a QuantizeWrapper.
 
-        They start from the weight that the wrapped layer has now.
+        They start from the weight that the wrapped layer has now; with a LayerHessian as
+        `importance` that weight changes, too.
 
         Returns:
           {"scale": float32 variable of `packing.scale_shape(n, k, group_size)`, kept >= 0}.
@@ -254,15 +256,19 @@ class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):
         """
         shape = tuple(tensor_shape)
         layout = self._layout_of(shape)
-        scales = initializers.initial_scales(
-            layout.to_matrix(_trained_weight(layer, name, shape)),
+        trained = _trained_weight(layer, name, shape)
+        weights, scales = starting_point(
+            layout.to_matrix(np.asarray(trained)),
             self.levels,
             self.group_size,
             self.initializer,
             self.importance,
+            self.preserve_zeros,
             name=f"{layer.layer.name}/{name}",
         )
         self.importance = None
+        if weights is not None:
+            trained.assign(layout.from_matrix(weights))
         variable = layer.add_weight(
             name=f"{name}_scale",
             shape=scales.shape,
@@ -331,7 +337,7 @@ class BinaryQuantizer(_KernelQuantizer):
     levels = 2
 
 
-def _trained_weight(wrapper: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _trained_weight(wrapper: Any, name: str, shape: tuple[int, ...]) -> tf.Variable:
     if hasattr(wrapper, "kernel_named"):  # ours; it knows equal names apart
         candidates = [wrapper.kernel_named(name)]
     else:
@@ -350,4 +356,4 @@ def _trained_weight(wrapper: Any, name: str, shape: tuple[int, ...]) -> np.ndarr
             f"expected eager execution while the scales of {wrapper.layer.name}/{name} are made "
             "from its weights, got a TensorFlow 1 graph; call tf.compat.v1.enable_eager_execution()"
         )
-    return np.asarray(candidates[0])
+    return candidates[0]

@@ -74,9 +74,11 @@ class _KernelScheme(tfmot.quantization.keras.QuantizeScheme):
             itself with `quantize_annotate_layer` always is.
           trainable_scales: whether training changes the scales.
           clip: None, or the bound on |w| above which no gradient reaches a weight.
-          importance: None, or how much an error on a weight costs, for the initializer: what
-            `calibrate` returns, or a mapping from layer names (paths) to arrays >= 0 broadcastable
-            to W[n, k]. Layers without an entry count all weights alike. Never saved.
+          importance: None, or how much an error on a weight costs: what `calibrate` returns, or a
+            mapping from layer names (paths) to arrays >= 0 broadcastable to W[n, k], for the
+            initializer, or to `LayerHessian`s: then each kernel starts from the codes and scales
+            whose outputs lie nearest to its own (`error_compensation`). Layers without an entry
+            count all weights alike. Never saved.
           preserve_zeros: whether weights that are exactly 0 stay 0 in training: no gradient reaches
             them. For pruned models; not for binary weights.
           keep_ends: whether the first and the last layer that the scheme would quantize stay in
