@@ -171,6 +171,9 @@ def test_a_quantized_model_is_not_quantized_again_by_tfmot():
     eight_bit = tfmot.quantization.keras.quantize_model(dense_model(tf_keras))
     with pytest.raises(ValueError, match="'quant_.*' is quantized already"):
         tt.quantize_apply(eight_bit, tt.TernaryScheme())
+    for use in (tt.freeze, tt.convert):
+        with pytest.raises(ValueError, match="'mine', which tfmot quantized with another scheme"):
+            use(eight_bit)
     annotated = tfmot_apply(annotate_model(dense_model(tf_keras)), tt.TernaryScheme())
     with pytest.raises(ValueError, match="'quant_.*' is quantized already"):
         tt.quantize_apply(annotated, tt.TernaryScheme())

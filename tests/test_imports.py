@@ -111,6 +111,7 @@ ALLOWED = {
         "quantize_registry",
         "quantize_wrapper",
         "quantizers",
+        "stripping",
     },
     "keras3_structure": set(),
     "keras3_layers": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -135,6 +136,7 @@ def stock_conversion(
                 f"{str(error)[:MESSAGE_LENGTH]}"
             ) from error
     _check_operators(content)
+    _check_widths(content)
     return content
 
 
@@ -160,6 +162,30 @@ def _check_operators(content: bytes) -> None:
             f"expected operations that TF Lite has, got {', '.join(unknown)}; replace the layers "
             "that make them, or leave them out of the model that is converted"
         )
+
+
+def _check_widths(content: bytes) -> None:
+    """Complains about fake quantization in a type that not all interpreters have.
+
+    The converter makes QUANTIZE and DEQUANTIZE of it, from 4 or fewer bits in UINT4, which
+    TensorFlow's interpreter lacks, and from 9 to 16 bits in UINT16, which both lack.
+    """
+    schema = model_file.schema()
+    model = schema.Model.GetRootAs(content, 0)
+    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
+    tensors = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
+    rounded = [t for t in tensors if t.Quantization() and t.Quantization().ScaleLength()]
+    for name, where in (("UINT16", "no interpreter has"), ("UINT4", "only LiteRT's has")):
+        found = [t.Name().decode() for t in rounded if t.Type() == getattr(schema.TensorType, name)]
+        if not found:
+            continue
+        message = (
+            f"expected quantizers of tfmot with num_bits=8, got {name}, which {where}, for "
+            f"{found[0]!r}; take 8 bits, or annotate the layer with TernaryQuantizeConfig"
+        )
+        if name == "UINT16":
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=5)
 
 
 def _all_layers(model: Any) -> list[Any]:

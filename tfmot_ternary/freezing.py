@@ -100,6 +100,12 @@ def nothing_to_freeze(model: Any, frozen: bool, recognize: bool) -> ValueError:
             f"expected a quantized model, got {model.name!r}, which is annotated only; call "
             "tfmot's quantize_apply(model, scheme) on it first"
         )
+    if any(type(layer).__name__.startswith("QuantizeWrapper") for layer in model.layers):
+        return ValueError(
+            f"expected ternary or binary layers, got {model.name!r}, which tfmot quantized with "
+            "another scheme; convert it with tf.lite.TFLiteConverter, or pass TernaryScheme() or "
+            "BinaryScheme() to quantize_apply"
+        )
     return ValueError(
         f"expected a quantized model, got {model.name!r}, which is in float: quantize it first "
         "with tfmot_ternary.quantize_apply(model, scheme), or freeze it with recognize=True if its "

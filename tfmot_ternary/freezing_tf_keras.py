@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ def freeze(
         raise ValueError(
             f"expected a built model, got {model.name!r}; call model.build(input_shape)"
         )
-    with tfmot.quantization.keras.quantize_scope():  # for layers that tfmot's 8-bit scheme wraps
+    # For layers that tfmot's 8-bit scheme wraps, and for users' own layers and configs.
+    with tfmot.quantization.keras.quantize_scope(_users_classes(layers)):
         frozen = _Freezing(weight_format, activations, recognize, storage).clone(model)
     if not any(isinstance(layer, PackedLayer) for layer in frozen._flatten_layers()):
         raise nothing_to_freeze(model, frozen_already, recognize)
@@ -76,6 +78,26 @@ def _is_quantized(layer: Any) -> bool:
     return isinstance(layer, tfmot.quantization.keras.QuantizeWrapperV2) and isinstance(
         layer.quantize_config, KernelQuantizeConfig
     )
+
+
+def _users_classes(layers: list[Any]) -> dict[str, Any]:
+    """{name: class} of layers and QuantizeConfigs, by which Keras clones those that wrap them."""
+    things = [thing for layer in layers for thing in (layer, getattr(layer, "quantize_config", 0))]
+    names = {type(thing): keras.saving.get_registered_name(type(thing)) for thing in things}
+    stock = ("keras.", "tf_keras.", "tensorflow_model_optimization.", "tfmot_ternary.", "builtins")
+    return {name: cls for cls, name in names.items() if not f"{cls.__module__}.".startswith(stock)}
+
+
+def _warn_of_roundings(wrapper: Any) -> None:
+    """Names a layer whose config, a user's subclass of ours, rounds more than kernels."""
+    layer, config = wrapper.layer, wrapper.quantize_config
+    if config.get_activations_and_quantizers(layer) or config.get_output_quantizers(layer):
+        warnings.warn(
+            f"layer {layer.name!r} is frozen without the rounding of its activations that "
+            f"{type(config).__name__} adds: operators round their inputs themselves; for ranges "
+            "that training learns use a scheme with activation_bits=8",
+            stacklevel=5,
+        )
 
 
 class _Freezing:
@@ -123,6 +145,8 @@ class _Freezing:
                 return keras.layers.Identity(name=layer.name)
             if _is_quantized(layer) or id(layer) in float_kernels:
                 inner = layer.layer if _is_quantized(layer) else layer
+                if inner is not layer:
+                    _warn_of_roundings(layer)
                 kernels = float_kernels.get(id(layer)) or self._pack(layer)
                 made, parts = self._packed(inner, kernels, tails.get(id(layer), Tail()))
                 weights.extend(parts)

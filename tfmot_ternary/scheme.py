@@ -32,6 +32,7 @@ from tfmot_ternary.quantize_config import (
 from tfmot_ternary.quantize_registry import QuantizeRegistry
 from tfmot_ternary.quantize_wrapper import KernelQuantizeWrapper
 from tfmot_ternary.quantizers import BinaryQuantizer, TernaryQuantizer, check_preserve_zeros
+from tfmot_ternary.stripping import WRAPPERS
 
 __all__ = ["BinaryScheme", "TernaryScheme", "quantize_scope"]
 
@@ -210,4 +211,5 @@ def quantize_scope(*custom_objects: dict[str, Any]) -> Any:
             TernaryQuantizer,
         )
     }
-    return tfmot.quantization.keras.quantize_scope(ours, *custom_objects)
+    # The wrappers, so that tfmot can clone a model with them and the scheme can say to strip it.
+    return tfmot.quantization.keras.quantize_scope(ours, WRAPPERS, *custom_objects)

@@ -7,7 +7,12 @@ from typing import Any
 from tensorflow_model_optimization.python.core.clustering.keras import cluster_wrapper
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
-__all__ = ["require_stripped"]
+__all__ = ["WRAPPERS", "require_stripped"]
+
+# By the names under which Keras clones them.
+WRAPPERS = {
+    cls.__name__: cls for cls in (cluster_wrapper.ClusterWeights, pruning_wrapper.PruneLowMagnitude)
+}
 
 
 def require_stripped(layer: Any) -> None:
