@@ -251,6 +251,29 @@ def test_one_tensor_seen_in_two_ways():
         assert_moments(got[padding], patches(x, (3,), (1,), padding, (1,)))
 
 
+def test_one_tensor_seen_through_two_pairs_of_axes():
+    inputs = keras.Input((4, 4, 3))
+    outputs = [
+        keras.layers.EinsumDense("abcd,cde->abe", (4, 2), name="bottom")(inputs),
+        keras.layers.EinsumDense("abcd,bde->ace", (4, 2), name="top")(inputs),
+        keras.layers.EinsumDense("abcd,dce->abe", (4, 2), name="turned")(inputs),
+    ]
+    x = normal(5, 4, 4, 3)
+    got = quiet(keras.Model(inputs, outputs), x)
+    assert_moments(got["bottom"], x.reshape(20, 12))
+    assert_moments(got["top"], np.swapaxes(x, 1, 2).reshape(20, 12))
+    assert_moments(got["turned"], x.reshape(20, 12))
+
+
+def test_halves_of_a_large_product_are_made_equal():
+    """In place and in blocks of 1024; small products happen to be symmetric as they are."""
+    x = normal(1500, 1500)
+    want = (x + x.T) / 2
+    got = kernel_moments._symmetric(x)
+    assert got is x
+    np.testing.assert_array_equal(got, want)
+
+
 def test_where_there_is_no_single_matrix():
     """Grouped, depthwise and transposed convolutions keep their mean squared inputs."""
     layers = tf_keras.layers
