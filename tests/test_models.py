@@ -384,15 +384,28 @@ def test_pruning_or_clustering_first(make):
         tt.quantize_apply(wrapped, tt.TernaryScheme())
     with pytest.raises(ValueError, match=f"wrapped for .*{way_out}"), tt.quantize_scope():
         quantize_with_tfmot(wrapped, tt.TernaryScheme())
-    quantized = quantize_with_tfmot(stripped, tt.TernaryScheme())
+    scheme = tt.TernaryScheme(preserve_zeros=make is pruned)
+    quantized = quantize_with_tfmot(stripped, scheme)
     kernel = stripped.get_layer("first").kernel.numpy()
     wrapper = quantized.get_layer("quant_first")
     np.testing.assert_array_equal(wrapper.layer.kernel, kernel)
     values = np.unique(np.abs(tt.freeze(quantized).layers[0].kernel.numpy()[:, 0]))
     scale = wrapper.scales.numpy()[0]
     assert set(values) <= {np.float32(0), scale}
+    # Trained on and in a file, pruned weights are still zeros.
+    inputs = models.inputs_of(quantized, BATCH)
+    train_one_step(quantized, inputs)
+    frozen = tt.freeze(quantized)
     if make is pruned:
         assert (kernel == 0).mean() == 0.5
+        after = wrapper.layer.kernel.numpy()
+        assert np.any(after != kernel)
+        assert not after[kernel == 0].any()
+        assert not frozen.layers[0].packed_weights.codes()[kernel.T == 0].any()
+    content = tt.convert(frozen)
+    for backend in ("litert", "tf"):
+        # Float32 sums of 16 terms in another order.
+        assert_close(run(content, inputs, backend).values(), outputs_of(frozen, inputs), 1e-5)
 
 
 # Both ends in float.

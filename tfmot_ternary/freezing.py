@@ -45,7 +45,8 @@ def freeze(
 
     Returns:
       A model of the same Keras version and structure, for inference only. In tf_keras a
-      BatchNormalization directly after a packed layer is folded into its scales and bias.
+      BatchNormalization directly after a packed layer is folded into its scales and bias. Rounding
+      of activations that a user's subclass of our QuantizeConfigs adds is left out, with a warning.
 
     Raises:
       TypeError: not a Keras model.

@@ -24,25 +24,6 @@ ALIGNMENT = 64  # bytes; LiteRT's newer API refuses packed weights that are alig
 # TF Lite's dynamic-range quantization leaves in float.
 MIN_ELEMENTS = 1024
 
-# Schema TensorType name -> bits of one element.
-_BITS = {
-    "FLOAT64": 64,
-    "INT64": 64,
-    "UINT64": 64,
-    "COMPLEX64": 64,
-    "FLOAT32": 32,
-    "INT32": 32,
-    "UINT32": 32,
-    "FLOAT16": 16,
-    "BFLOAT16": 16,
-    "INT16": 16,
-    "UINT16": 16,
-    "INT8": 8,
-    "UINT8": 8,
-    "BOOL": 8,
-    "INT4": 4,
-    "INT2": 2,
-}
 _FLOATS = ("FLOAT64", "FLOAT32", "FLOAT16", "BFLOAT16")
 
 
