@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfmot_ternary import evaluation
 from tfmot_ternary.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from tfmot_ternary.calibration import Calibration
 
 # Mild settings that suit small models.
 TEMPERATURE = 2.0
@@ -26,10 +29,11 @@ class Training:
 
     Attributes:
       data: "digits:train", a JSON-lines file, or an .npz file.
-      steps: training steps.
-      batch_size: examples per step.
+      steps: training steps; 0: none.
+      batch_size: examples per step, and per batch of the calibration.
       learning_rate: its highest value; it falls to zero.
       seed: order of the examples.
+      calibration_batches: batches behind those of the steps, for `calibrated`.
     """
 
     data: str
@@ -37,6 +41,7 @@ class Training:
     batch_size: int
     learning_rate: float
     seed: int
+    calibration_batches: int = 0
 
 
 Batch = tuple[Any, Any, Any]  # x, y, sample weights (y and weights None: distillation alone)
@@ -45,7 +50,8 @@ Batch = tuple[Any, Any, Any]  # x, y, sample weights (y and weights None: distil
 def causal_lm_batches(model: Any, training: Training) -> Callable[[int], Batch]:
     """Returns step -> batch, made by the model's own preprocessor."""
     built_in = training.data.startswith(evaluation.BUILT_IN_PREFIX)
-    limit = min(training.steps * training.batch_size, 20_000) if built_in else None
+    batches = max(training.steps + training.calibration_batches, 1)
+    limit = min(batches * training.batch_size, 20_000) if built_in else None
     examples = evaluation.load_examples(training.data, limit, training.seed)
     with_images = hasattr(model.backbone, "vit_encoder")
 
@@ -111,6 +117,35 @@ def array_batches(model: Any, training: Training) -> Callable[[int], Batch]:
     return make_batch
 
 
+def calibrated(
+    model: Any, make_batch: Callable[[int], Batch], training: Training
+) -> Calibration | None:
+    """Second moments of the inputs of each kernel, for the start of a quantized model.
+
+    The batches are those behind the last step, so that training sees others: a pure function of
+    `training`, so that an interrupted run finds its start again.
+
+    Args:
+      model: the float model.
+      make_batch: step -> batch.
+      training: how many batches, and behind which step.
+
+    Returns:
+      What a scheme takes as `importance` (4 k^2 bytes for a kernel of k inputs), or None without
+      calibration batches.
+
+    Raises:
+      ValueError: for NaN or Inf in the data or in an activation.
+    """
+    if not training.calibration_batches:
+        return None
+    from tfmot_ternary.calibration import calibrate
+
+    steps = range(training.steps, training.steps + training.calibration_batches)
+    inputs = (make_batch(step)[0] for step in steps)
+    return calibrate(model, inputs, "hessian", steps=len(steps))
+
+
 def train(
     student: Any,
     teacher: Any,
@@ -125,9 +160,11 @@ def train(
       teacher: the model it came from.
       make_batch: step -> batch; a pure function, so that an interrupted training sees the same
         data.
-      training: steps and learning rate.
+      training: steps and learning rate; without steps nothing is done.
       checkpoint: where the state is kept while training lasts; training goes on from it.
     """
+    if not training.steps:
+        return
     import keras
     import tf_keras
     from tqdm import tqdm

@@ -8,7 +8,7 @@ from typing import Any
 
 from tfmot_ternary import model_source, recovery
 from tfmot_ternary.checkpoint import Checkpoint, digest
-from tfmot_ternary.ternarization_request import Request
+from tfmot_ternary.ternarization_request import CALIBRATION_BATCHES, Request
 
 
 def run(request: Request) -> None:
@@ -59,12 +59,16 @@ def _run_in_memory(request: Request) -> None:
     else:
         _check_no_causal_lm(request, type(model).__name__)
         make_batches = recovery.array_batches
-    training = None
-    if request.data is not None:
-        training = recovery.Training(
-            request.data, request.steps, request.batch_size, request.learning_rate, request.seed
-        )
+    training = _training(request)
+    calibration = None
+    if training is not None:
         make_batch = make_batches(model, training)
+        if training.calibration_batches:
+            print(
+                f"calibrate: {training.calibration_batches} batches of {training.batch_size} "
+                "examples"
+            )
+        calibration = recovery.calibrated(model, make_batch, training)
 
     if request.recognize:
         from tfmot_ternary.freezing import freeze
@@ -76,7 +80,8 @@ def _run_in_memory(request: Request) -> None:
         from tfmot_ternary.apply import quantize_apply
 
         print(f"quantize: {_description(request)}")
-        student = quantize_apply(model, _scheme(request))
+        student = quantize_apply(model, _scheme(request, calibration))
+        del calibration  # its memory, before training
     if training is not None:
         checkpoint = _checkpoint(student, training, request)
         recovery.train(student, model, make_batch, training, checkpoint)
@@ -86,11 +91,30 @@ def _run_in_memory(request: Request) -> None:
         checkpoint.remove()
 
 
+def _training(request: Request) -> recovery.Training | None:
+    if request.data is None:
+        return None
+    batches = request.calibration_batches
+    return recovery.Training(
+        request.data,
+        request.steps,
+        request.batch_size,
+        request.learning_rate,
+        request.seed,
+        CALIBRATION_BATCHES if batches is None else batches,
+    )
+
+
 def _check(request: Request) -> None:
     allowed = {"ternary": (None, "t2", "t5"), "binary": (None, "b1")}[request.weights]
     if request.recognize and request.data is not None:
         raise ValueError(
             f"expected no data with recognize (weights stay as they are), got {request.data!r}"
+        )
+    if request.calibration_batches is not None and request.data is None:
+        raise ValueError(
+            f"expected data with calibration_batches {request.calibration_batches}, got none; give "
+            "--data, or leave --calibration_batches out"
         )
     if request.weight_format not in allowed:
         raise ValueError(
@@ -152,11 +176,16 @@ def _storage(request: Request, model: Any) -> dict[str, Any]:
     return {"tables": request.stored_tables, "others": request.stored_others}
 
 
-def _scheme(request: Request) -> Any:
+def _scheme(request: Request, calibration: Any = None) -> Any:
     from tfmot_ternary.scheme import BinaryScheme, TernaryScheme
 
     cls = TernaryScheme if request.weights == "ternary" else BinaryScheme
-    return cls(group_size=request.group_size, initializer=request.initializer, skip=request.skip)
+    return cls(
+        group_size=request.group_size,
+        initializer=request.initializer,
+        skip=request.skip,
+        importance=calibration,
+    )
 
 
 def _convert(student: Any, request: Request) -> None:

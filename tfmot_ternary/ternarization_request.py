@@ -8,6 +8,9 @@ from absl import flags
 
 from tfmot_ternary.packing import GROUP_SIZE_TOKENS, GroupSize, group_size_of
 
+# With the default batch size 512 examples.
+CALIBRATION_BATCHES = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -26,9 +29,11 @@ class Request:
       float_weights: "int8" or "float32": how the weights that stay float are stored.
       tables: how a causal LM's token table and head are stored: "float32", or a token of
         `weight_storage.storage_of`; None: "i8" with float_weights "int8", else "float32".
-      data: examples to train on, or None: the k-means start is what is written.
-      steps: training steps.
-      batch_size: examples per step.
+      data: examples to calibrate and to train on, or None: the k-means start is what is written.
+      calibration_batches: batches of `data` that the start is calibrated on (see
+        `recovery.calibrated`); 0: the start is that of k-means; None: 32 where there is data.
+      steps: training steps; 0: the calibrated start is what is written.
+      batch_size: examples per step and per batch of the calibration.
       learning_rate: its highest value.
       seed: order of the examples.
       prefill_lengths, cache_length, cache_type: see `vlm.convert_causal_lm`; causal LMs only.
@@ -45,6 +50,7 @@ class Request:
     float_weights: str = "int8"
     tables: str | None = None
     data: str | None = None
+    calibration_batches: int | None = None
     steps: int = 500
     batch_size: int = 16
     learning_rate: float = 5e-4
@@ -67,6 +73,7 @@ class Request:
             float_weights=values.float_weights,
             tables=values.tables,
             data=values.data,
+            calibration_batches=values.calibration_batches,
             steps=values.steps,
             batch_size=values.batch_size,
             learning_rate=values.learning_rate,
@@ -157,8 +164,16 @@ def define_flags(values: flags.FlagValues) -> None:
         'examples to recover quality on: "digits:train", a JSON-lines file (language models; see '
         "`evaluate --help`), or an .npz file with x and optionally y (other models)",
     )
-    count("steps", 500, "training steps, with --data")
-    count("batch_size", 16, "examples per step")
+    count(
+        "calibration_batches",
+        None,
+        "batches of --data whose second moments choose the codes and scales that training starts "
+        "from: outputs nearest to the original's, better than k-means; takes 4 k^2 bytes of memory "
+        f"per kernel of k inputs; 0: start from k-means; default: {CALIBRATION_BATCHES}",
+        least=0,
+    )
+    count("steps", 500, "training steps, with --data; 0: calibrate only", least=0)
+    count("batch_size", 16, "examples per step, and per batch of the calibration")
     flags.DEFINE_float(
         "learning_rate", 5e-4, "highest learning rate", lower_bound=0.0, flag_values=values
     )
