@@ -143,13 +143,21 @@ def tt_convert(model):
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_training_page(surroundings, number):
     blocks = python_blocks("g3doc/training.md")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     exec(blocks[number], surroundings)
     if number == 3:
         exec(blocks[4], surroundings)  # an initializer of one's own, on the same model
         np.testing.assert_array_equal(
             surroundings["again"](np.ones((1, 64))), surroundings["quantized"](np.ones((1, 64)))
         )
+        exec(blocks[5], surroundings)
+        model, tt, data = (surroundings[name] for name in ("model", "tt", "data"))
+        plain = tt.quantize_apply(model, tt.TernaryScheme())
+        errors = [
+            np.mean((quantized(data) - model(data)) ** 2)
+            for quantized in (surroundings["compensated"], plain)
+        ]
+        assert errors[0] < errors[1]
 
 
 # Not on a device: see your_model.md.
@@ -168,7 +176,7 @@ def test_your_model(scene, capsys, monkeypatch):
     pathlib.Path("examples.jsonl").write_text(f"{json.dumps(line)}\n" * 2)
     text = (ROOT / "g3doc/your_model.md").read_text()
     parts = re.findall(r"```python\n(.*?)```|^ {4}(\S[^\n]*)", text, flags=re.DOTALL | re.M)
-    assert len(parts) == 13
+    assert len(parts) == 14
     names: dict = {}
     for block, command in parts:
         # Without these packages; `None` makes an import of them fail.
@@ -182,7 +190,8 @@ def test_your_model(scene, capsys, monkeypatch):
         elif block:
             exec(block, names)
         elif command.startswith("tfmot-ternary "):
-            arguments = shlex.split(command.replace("--steps 500", "--steps 2 --batch_size 2"))
+            few = "--steps 2 --batch_size 2 --calibration_batches 2"
+            arguments = shlex.split(command.replace("--steps 500", few))
             code = cli.run_command(arguments[1:])
             captured = capsys.readouterr()
             assert code == 0, (command, captured.err)
