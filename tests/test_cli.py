@@ -431,6 +431,24 @@ def test_ternarize_calibrates_a_preset(capsys, folder, tmp_path):
     assert isinstance(Generator(path).generate("sum", causal_lms.scene(), 3), str)
 
 
+def test_calibration_does_not_see_padding(folder):
+    """A context of any length gives the moments of the same rows: no tolerance."""
+    found = []
+    model = causal_lms.pali_gemma()
+    for more in (0, 23):
+        model.preprocessor.sequence_length = causal_lms.SEQUENCE_LENGTH + more
+        training = recovery.Training(str(folder / "data.jsonl"), 0, 3, 0.0, 0, 2)
+        make_batch = recovery.causal_lm_batches(model, training)
+        padded = make_batch(0)[0]["token_ids"].shape
+        assert padded == (3, causal_lms.SEQUENCE_LENGTH + more)
+        found.append(recovery.calibrated(model, make_batch, training))
+    assert set(found[0]) == set(found[1])
+    for path, expected in found[0].items():
+        np.testing.assert_array_equal(
+            getattr(found[1][path], "matrix", found[1][path]), getattr(expected, "matrix", expected)
+        )
+
+
 def test_ternarize_refuses_bad_data(capsys, tmp_path):
     save_keras("keras3", str(tmp_path / "m.keras"))
     arguments = ["ternarize", "--preset", tmp_path / "m.keras", "--output", tmp_path / "o.tflite"]
