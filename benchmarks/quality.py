@@ -103,18 +103,22 @@ def _work(folder: pathlib.Path, portion: list[runs.Run]) -> int:
     return len(portion)
 
 
+# Of the workers: one thread, and no bars of their own.
+_ENVIRONMENT = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TQDM_DISABLE": "1",
+    "KERAS_BACKEND": "tensorflow",
+    # Each process would else take a part of the machine for the code that XLA makes.
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+
+
 def _quiet() -> None:
-    """Of a worker: one thread, and no bars of its own."""
-    os.environ |= {
-        "TF_NUM_INTRAOP_THREADS": "1",
-        "TF_NUM_INTEROP_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TQDM_DISABLE": "1",
-        "KERAS_BACKEND": "tensorflow",
-        # Each process would else take a part of the machine for the code that XLA makes.
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-    }
+    """Of a worker: no warnings, no information."""
     import warnings
 
     from absl import logging
@@ -131,6 +135,9 @@ def _duration(run: runs.Run) -> int:
 def _do(folder: pathlib.Path, todo: list[runs.Run], workers: int) -> None:
     import tqdm
 
+    # Here, not in the workers' initializer: a worker imports this module first, and with it what
+    # reads the environment once. (The bar of this process is imported already.)
+    os.environ |= _ENVIRONMENT
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         workers, spawn, initializer=_quiet, max_tasks_per_child=1

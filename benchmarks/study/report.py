@@ -89,7 +89,7 @@ def _seeded(seeds: int, subject: str, **settings: Any) -> list[Run]:
 def _initializers(seeds: int, read: Read) -> list[dict[str, Any]]:
     tables = []
     for subject, title in TITLES.items():
-        curves = {name: _curves(seeds, read, subject, name) for name in runs.INITIALIZERS}
+        curves = {name: _curves(seeds, read, subject, name) for name in runs.STARTS}
         lengths = sorted({n for curve in curves.values() for n in curve})
         if lengths == [0]:
             continue
@@ -114,18 +114,19 @@ def _initializers(seeds: int, read: Read) -> list[dict[str, Any]]:
                 },
             }
         )
-        goals = [n for n in sorted(curves["absmean"]) if n]
-        tables.append(
-            {
-                "title": f"Steps to reach what absmean reaches: {title}",
-                "subject": subject,
-                "header": ["initializer", *(f"absmean's {n} steps" for n in goals)],
-                "rows": [
-                    [name, *(_steps_for(curve, curves["absmean"][n]) for n in goals)]
-                    for name, curve in curves.items()
-                ],
-            }
-        )
+        for goal in ("absmean", "kmeans"):
+            lengths = [n for n in sorted(curves[goal]) if n]
+            tables.append(
+                {
+                    "title": f"Steps to reach what {goal} reaches: {title}",
+                    "subject": subject,
+                    "header": ["initializer", *(f"{goal}'s {n} steps" for n in lengths)],
+                    "rows": [
+                        [name, *(_steps_for(curve, curves[goal][n]) for n in lengths)]
+                        for name, curve in curves.items()
+                    ],
+                }
+            )
     return tables
 
 
@@ -144,7 +145,7 @@ def _curves(seeds: int, read: Read, subject: str, name: str) -> dict[int, dict[i
     """steps -> seed -> perplexity; a training of each length for itself, with its own schedule."""
     curve: dict[int, dict[int, float]] = {0: {}}
     for steps in sorted({*runs.STEPS, runs.SHORT}):
-        for run in _seeded(seeds, subject, steps=steps, initializer=name):
+        for run in _seeded(seeds, subject, steps=steps, **runs.STARTS[name]):
             record = read(run)
             if record is not None:
                 curve[0][run.seed] = record["before"]["perplexity"]
@@ -221,7 +222,12 @@ def _losses(seeds: int, read: Read) -> list[dict[str, Any]]:
 
 
 def _importance(seeds: int, read: Read) -> list[dict[str, Any]]:
-    kinds = {None: "plain", "activations": "squared activations", "gradients": "squared gradients"}
+    kinds = {
+        None: "plain",
+        "activations": "squared activations",
+        "gradients": "squared gradients",
+        "hessian": "error compensation",
+    }
     return _tables(
         *(
             _settings_table(
@@ -248,6 +254,17 @@ def _recipes(seeds: int, read: Read) -> list[dict[str, Any]]:
     return _tables(_settings_table(title, "lm", rows, read, before=True))
 
 
+def _binary(seeds: int, read: Read) -> list[dict[str, Any]]:
+    starts = {"k-means": None, "error compensation": "hessian"}
+    rows = {
+        f"{name}, {steps} steps": _seeded(seeds, "lm", levels=2, steps=steps, importance=kind)
+        for steps in (runs.EARLY, runs.SHORT)
+        for name, kind in starts.items()
+    }
+    title = f"Binary: {TITLES['lm']}"
+    return _tables(_settings_table(title, "lm", rows, read, before=True))
+
+
 def _comparison(seeds: int, read: Read) -> list[dict[str, Any]]:
     tables = []
     for subject, title in TITLES.items():
@@ -257,11 +274,8 @@ def _comparison(seeds: int, read: Read) -> list[dict[str, Any]]:
             "int8": [Run(subject, levels=None, steps=0, deployed=True, int8=True)],
         }
         for levels, name in ((3, "ternary t2"), (2, "binary b1")):
-            versions[name] = [
-                run
-                for run in runs.runs_of("comparison", seeds)
-                if run.subject == subject and run.levels == levels
-            ]
+            versions[f"{name}, not trained"] = [runs.deployed(subject, 0, levels, 0)]
+            versions[name] = [runs.deployed(subject, seed, levels, 1000) for seed in range(seeds)]
         original = _values(read, versions["float32"], "deployed", "perplexity")
         if not original:
             continue
@@ -300,5 +314,6 @@ _TABLES: dict[str, Callable[[int, Read], list[dict[str, Any]]]] = {
     "losses": _losses,
     "importance": _importance,
     "recipes": _recipes,
+    "binary": _binary,
     "comparison": _comparison,
 }

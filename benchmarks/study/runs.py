@@ -16,12 +16,17 @@ from tfmot_ternary.packing import GroupSize
 
 __all__ = ["EXPERIMENTS", "Run", "all_runs", "runs_of"]
 
-INITIALIZERS = ("kmeans", "lloyd", "absmean", "twn", "absmax", "random")
+# Where training starts from, by the name in the tables.
+STARTS: dict[str, dict[str, Any]] = {
+    "compensated": {"importance": "hessian"},
+    **{name: {"initializer": name} for name in ("kmeans", "lloyd", "absmean", "twn", "absmax")},
+    "random": {"initializer": "random"},
+}
 GROUP_SIZES: tuple[GroupSize, ...] = ("tensor", None, 256, 128, 64)
 STEPS = (20, 50, 200, 1000)
 EARLY, SHORT = 50, 500  # of the experiments that compare many settings
 # Part of every run's key: raise it when subjects or training change, and old records do not count.
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Run:
       steps: of training.
       group_size: as in a scheme.
       initializer: of the scales; "random": kernels drawn anew, with k-means scales.
-      importance: None, or what k-means is weighted by: "activations", "gradients".
+      importance: None, or the kind of calibration: "activations", "gradients" (k-means is weighted
+        by them), "hessian" (errors are compensated).
       rotated: whether values and attention outputs are rotated by a Hadamard matrix first.
       settings: changes to the subject's `Phase`, as sorted pairs.
       deployed: whether the frozen model is converted and judged in LiteRT as well.
@@ -101,14 +107,14 @@ LOSSES: dict[str, dict[str, Any]] = {
 def _initializers(seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
         for subject in ("lm", "vlm", "cnn"):
-            for name in INITIALIZERS:
+            for name, start in STARTS.items():
                 for steps in STEPS:
-                    # A step of the VLM is dear: short runs, the longer for the two that matter.
-                    longest = 200 if name in ("kmeans", "absmean") else 50
+                    # A step of the VLM is dear: short runs, the longer for those that matter.
+                    longest = 200 if name in ("compensated", "kmeans", "absmean") else 50
                     if subject != "vlm" or steps <= longest:
-                        yield Run(subject, seed, steps=steps, initializer=name)
-            if subject != "vlm":
-                yield Run(subject, seed, steps=SHORT)
+                        yield Run(subject, seed, steps=steps, **start)
+                if subject != "vlm" and name in ("compensated", "kmeans"):
+                    yield Run(subject, seed, steps=SHORT, **start)
 
 
 def _granularity(seeds: int) -> Iterator[Run]:
@@ -125,7 +131,7 @@ def _losses(seeds: int) -> Iterator[Run]:
 
 def _importance(seeds: int) -> Iterator[Run]:
     for seed in range(seeds):
-        for importance in (None, "activations", "gradients"):
+        for importance in (None, "activations", "gradients", "hessian"):
             for steps in (EARLY, SHORT):
                 yield Run("lm", seed, steps=steps, importance=importance)
 
@@ -136,14 +142,27 @@ def _recipes(seeds: int) -> Iterator[Run]:
             yield Run("lm", seed, steps=SHORT, **change)
 
 
+def _binary(seeds: int) -> Iterator[Run]:
+    for seed in range(seeds):
+        for importance in (None, "hessian"):
+            for steps in (EARLY, SHORT):
+                yield Run("lm", seed, 2, steps, importance=importance)
+
+
 def _comparison(seeds: int) -> Iterator[Run]:
     # The demo compares the versions of the VLM.
     for subject in ("lm", "cnn"):
         for int8 in (False, True):
             yield Run(subject, levels=None, steps=0, deployed=True, int8=int8)
-        for seed in range(seeds):
-            for levels in (3, 2):
-                yield Run(subject, seed, levels, group_size=64, deployed=True)
+        for levels in (3, 2):
+            yield deployed(subject, 0, levels, 0)
+            for seed in range(seeds):
+                yield deployed(subject, seed, levels, 1000)
+
+
+def deployed(subject: str, seed: int, levels: int, steps: int) -> Run:
+    """A run of the comparison of versions; 0 steps: calibrated, not trained."""
+    return Run(subject, seed, levels, steps, group_size=64, importance="hessian", deployed=True)
 
 
 EXPERIMENTS = {
@@ -152,6 +171,7 @@ EXPERIMENTS = {
     "losses": _losses,
     "importance": _importance,
     "recipes": _recipes,
+    "binary": _binary,
     "comparison": _comparison,
 }
 

@@ -13,15 +13,16 @@ import tfmot_ternary as tt
 from benchmarks.study.runs import Run
 from benchmarks.study.subjects import Data, Subject
 from benchmarks.study.trainer import Quality, Trainer, quality_of
-from tfmot_ternary import initializers, keras3
+from tfmot_ternary import keras3
 from tfmot_ternary.conversion import convert_functions
 from tfmot_ternary.keras3_layers import is_quantized
 from tfmot_ternary.keras3_structure import nested_layers
 from tfmot_ternary.packing import GroupSize
+from tfmot_ternary.starting_point import starting_point
 
 __all__ = ["Student", "judge_float"]
 
-CALIBRATION_BATCHES = 16
+CALIBRATION_BATCHES = 32
 DEPLOYED_BATCH = 20
 
 
@@ -52,6 +53,7 @@ class Student:
         self._layers = {p: x for p, x in nested_layers(self.model) if is_quantized(x)}
         self._start = [np.array(v) for v in self.model.variables]
         self._importance: dict[str, Any] = {}
+        self._points: dict[Any, Any] = {}
         kernels = [layer.float_weights for layer in self._layers.values()]
         scales = [layer.kernel_scale for layer in self._layers.values()]
         known = {id(v) for v in (*kernels, *scales)}
@@ -91,23 +93,35 @@ class Student:
             variable.assign(value)
         if run.rotated:
             _rotate_values(self.model)
+        for path, (weights, scales) in self._starting_points(run).items():
+            layer = self._layers[path]
+            if weights is not None:
+                layer.float_weights.assign(layer.kernel_layout.from_matrix(weights))
+            layer.kernel_scale.assign(scales)
+
+    def _starting_points(self, run: Run) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
+        """path -> (matrix or None, scales); made once for runs that begin alike."""
+        drawn = run.initializer == "random"
+        key = (run.initializer, run.importance, run.rotated, run.seed if drawn else None)
+        if key in self._points:
+            return self._points[key]
         rng = np.random.default_rng(run.seed)
+        points: dict[str, tuple[np.ndarray | None, np.ndarray]] = {}
         for path, layer in self._layers.items():
-            kernel = np.asarray(layer.float_weights)
-            name = run.initializer
-            if name == "random":
-                kernel = rng.normal(0, kernel.std(), kernel.shape).astype(np.float32)
-                layer.float_weights.assign(kernel)
-                name = "kmeans"
-            scales = initializers.initial_scales(
-                layer.kernel_layout.to_matrix(kernel),
+            matrix = layer.kernel_layout.to_matrix(np.asarray(layer.float_weights))
+            if drawn:
+                matrix = rng.normal(0, matrix.std(), matrix.shape).astype(np.float32)
+            weights, scales = starting_point(
+                matrix,
                 self._levels,
                 self._group_size,
-                name,
+                "kmeans" if drawn else run.initializer,
                 importance=self._importance_of(run.importance).get(path),
                 name=path,
             )
-            layer.kernel_scale.assign(scales)
+            points[path] = (matrix if drawn else weights, scales)
+        self._points[key] = points
+        return points
 
     def _importance_of(self, kind: str | None) -> Any:
         if kind is None:
