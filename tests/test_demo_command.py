@@ -51,10 +51,11 @@ def test_demo_writes_everything(capsys, monkeypatch, preset, tmp_path):
         assert 0 <= variant["task_accuracy"] <= 1
     sizes = {v["name"]: v["file_bytes"] for v in record["variants"]}
     assert sizes["float32"] > sizes["int8"] > sizes["ternary_t2"] > sizes["binary_b1"]
-    # Without training the result is the k-means start, whatever the ternary format.
-    quality = {v["name"]: v["perplexity"] for v in record["variants"] + record["kmeans_start"]}
-    assert quality["ternary_t2"] == quality["ternary_t5"] == quality["ternary_kmeans_start"]
-    assert quality["binary_b1"] == quality["binary_kmeans_start"]
+    # Without training the result is the calibrated start, whatever the ternary format.
+    quality = {v["name"]: v["perplexity"] for v in record["variants"] + record["not_trained"]}
+    assert quality["ternary_t2"] == quality["ternary_t5"] == quality["ternary_calibrated_start"]
+    assert quality["binary_b1"] == quality["binary_calibrated_start"]
+    assert quality["binary_calibrated_start"] != quality["binary_kmeans_start"]
     for name in ("quality.png", "speed.png", "size.png", "answers.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
     markdown = (folder / "results.md").read_text()

@@ -120,7 +120,7 @@ def _initializers(seeds: int, read: Read) -> list[dict[str, Any]]:
                 {
                     "title": f"Steps to reach what {goal} reaches: {title}",
                     "subject": subject,
-                    "header": ["initializer", *(f"{goal}'s {n} steps" for n in lengths)],
+                    "header": ["initializer", *(f"{goal}, {n} steps" for n in lengths)],
                     "rows": [
                         [name, *(_steps_for(curve, curves[goal][n]) for n in lengths)]
                         for name, curve in curves.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -24,6 +25,17 @@ __all__ = ["Student", "judge_float"]
 
 CALIBRATION_BATCHES = 32
 DEPLOYED_BATCH = 20
+
+
+@dataclasses.dataclass
+class _Start:
+    """A starting point of all layers: path -> (matrix, or None for the trained one; scales).
+
+    `quality` is the one before training, as soon as it is known.
+    """
+
+    points: dict[str, tuple[np.ndarray | None, np.ndarray]]
+    quality: Quality | None = None
 
 
 class Student:
@@ -51,9 +63,9 @@ class Student:
         self.subject, self._levels, self._group_size = subject, levels, group_size
         self.model = keras3.quantize(subject.model, scheme)
         self._layers = {p: x for p, x in nested_layers(self.model) if is_quantized(x)}
-        self._start = [np.array(v) for v in self.model.variables]
+        self._pretrained = [np.array(v) for v in self.model.variables]
         self._importance: dict[str, Any] = {}
-        self._points: dict[Any, Any] = {}
+        self._starts: dict[Any, _Start] = {}
         kernels = [layer.float_weights for layer in self._layers.values()]
         scales = [layer.kernel_scale for layer in self._layers.values()]
         known = {id(v) for v in (*kernels, *scales)}
@@ -72,39 +84,44 @@ class Student:
     def run(self, run: Run) -> dict[str, Any]:
         """Does one run from the pre-trained weights; returns its record."""
         began = time.perf_counter()
-        self._reset(run)
-        validation, test = (self.subject.held_out(s) for s in ("validation", "test"))
-        record: dict[str, Any] = {"before": _record(self._trainer.score(validation))}
+        point = self._reset(run)
+        validation = self.subject.held_out("validation")
+        if point.quality is None:
+            point.quality = self._trainer.score(validation)
+        record: dict[str, Any] = {"before": _record(point.quality)}
         phase = run.phase(self.subject.phase, self.subject.binary_rate)
         self._trainer.run(
             lambda step: self.subject.batch(run.seed, step), phase, f"{run.subject} {run.key}"
         )
         record["after"] = _record(self._trainer.score(validation))
-        record["test"] = _record(self._trainer.score(test))
         record["bits_per_weight"] = self._bits_per_weight()
         if run.deployed:
+            test = self.subject.held_out("test")
+            record["test"] = _record(self._trainer.score(test))
             frozen = tt.freeze(self.model)
             record["deployed"] = _deployed_quality(frozen, test, optimize=True)
         record["seconds"] = time.perf_counter() - began
         return record
 
-    def _reset(self, run: Run) -> None:
-        for variable, value in zip(self.model.variables, self._start, strict=True):
+    def _reset(self, run: Run) -> _Start:
+        for variable, value in zip(self.model.variables, self._pretrained, strict=True):
             variable.assign(value)
         if run.rotated:
             _rotate_values(self.model)
-        for path, (weights, scales) in self._starting_points(run).items():
+        start = self._start_of(run)
+        for path, (weights, scales) in start.points.items():
             layer = self._layers[path]
             if weights is not None:
                 layer.float_weights.assign(layer.kernel_layout.from_matrix(weights))
             layer.kernel_scale.assign(scales)
+        return start
 
-    def _starting_points(self, run: Run) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
-        """path -> (matrix or None, scales); made once for runs that begin alike."""
+    def _start_of(self, run: Run) -> _Start:
+        """Where a run starts; made once for runs that start alike."""
         drawn = run.initializer == "random"
         key = (run.initializer, run.importance, run.rotated, run.seed if drawn else None)
-        if key in self._points:
-            return self._points[key]
+        if key in self._starts:
+            return self._starts[key]
         rng = np.random.default_rng(run.seed)
         points: dict[str, tuple[np.ndarray | None, np.ndarray]] = {}
         for path, layer in self._layers.items():
@@ -120,8 +137,8 @@ class Student:
                 name=path,
             )
             points[path] = (matrix if drawn else weights, scales)
-        self._points[key] = points
-        return points
+        self._starts[key] = _Start(points)
+        return self._starts[key]
 
     def _importance_of(self, kind: str | None) -> Any:
         if kind is None:

@@ -15,6 +15,7 @@ from absl import flags
 from tfmot_ternary import packing
 
 if TYPE_CHECKING:
+    from tfmot_ternary.calibration import Calibration
     from tfmot_ternary.evaluation import Evaluation, Example
 
 # Positions of the context: the image's 16, a prompt of at most 16 tokens and as much again for the
@@ -86,7 +87,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "steps",
         None,
-        "training steps of each recovery; default: the recipe's; 0: none, the k-means start",
+        "training steps of each recovery; default: the recipe's; 0: none, the calibrated start",
         lower_bound=0,
         flag_values=values,
     )
@@ -122,17 +123,18 @@ class Variant:
     measurement: Any = None
 
 
-def scheme_for(weights: str, group_size: str) -> Any:
-    """Returns the scheme for "ternary" or "binary" weights, k-means scales, nothing skipped.
+def scheme_for(weights: str, group_size: str, calibration: Calibration | None = None) -> Any:
+    """Returns the scheme for "ternary" or "binary" weights, nothing skipped.
 
     Args:
       weights: "ternary" or "binary".
       group_size: "channel", "tensor" or a number of inputs.
+      calibration: what training starts from; None: k-means.
     """
     from tfmot_ternary import scheme
 
     cls = scheme.TernaryScheme if weights == "ternary" else scheme.BinaryScheme
-    return cls(group_size=packing.group_size_of(group_size))
+    return cls(group_size=packing.group_size_of(group_size), importance=calibration)
 
 
 def run(settings: Settings) -> list[Variant]:
@@ -147,11 +149,11 @@ def run(settings: Settings) -> list[Variant]:
       The versions in the order of the table.
     """
     from tfmot_ternary import evaluation
-    from tfmot_ternary.demo import model, picture, report
+    from tfmot_ternary.demo import model, picture, recovery, report
 
     start = time.perf_counter()
     settings.output_dir.mkdir(parents=True, exist_ok=True)
-    stage = _stages(6 + settings.pretrain)
+    stage = _stages(7 + settings.pretrain)
     preset = settings.preset or model.PRESET
     if settings.pretrain:
         from tfmot_ternary.demo import pretraining
@@ -169,14 +171,17 @@ def run(settings: Settings) -> list[Variant]:
         settings, examples, [("float32", causal_lm, False), ("int8", causal_lm, True)]
     )
     started: list[Variant] = []
+    print(f"{next(stage)} calibrate")
+    calibration = recovery.calibrate(causal_lm, settings.seed)
     for weights, formats in (("ternary", ("t2", "t5")), ("binary", ("b1",))):
-        print(f"{next(stage)} {weights}: k-means start, recovery, freezing")
-        start_model = _recovered(settings, causal_lm, weights, steps=0)
-        start_model = _freeze(start_model, formats[0])
-        started += _convert_and_evaluate(
-            settings, examples, [(f"{weights}_kmeans_start", start_model, False)]
-        )
-        trained = _recovered(settings, causal_lm, weights, steps=settings.steps)
+        print(f"{next(stage)} {weights}: k-means start, calibrated start, recovery, freezing")
+        for name, known in (("kmeans", None), ("calibrated", calibration)):
+            start_model = _recovered(settings, causal_lm, weights, known, steps=0)
+            start_model = _freeze(start_model, formats[0])
+            started += _convert_and_evaluate(
+                settings, examples, [(f"{weights}_{name}_start", start_model, False)]
+            )
+        trained = _recovered(settings, causal_lm, weights, calibration, steps=settings.steps)
         frozen = [(f"{weights}_{f}", _freeze(trained, f), False) for f in formats]
         variants += _convert_and_evaluate(settings, examples, frozen)
 
@@ -202,12 +207,18 @@ def _stages(count: int) -> Iterator[str]:
     return (f"[{number}/{count}]" for number in range(1, count + 1))
 
 
-def _recovered(settings: Settings, causal_lm: Any, weights: str, steps: int | None) -> Any:
+def _recovered(
+    settings: Settings,
+    causal_lm: Any,
+    weights: str,
+    calibration: Calibration | None,
+    steps: int | None,
+) -> Any:
     from tfmot_ternary.demo import recovery
 
     return recovery.recover(
         causal_lm,
-        scheme_for(weights, settings.group_size),
+        scheme_for(weights, settings.group_size, calibration),
         steps=steps,
         seed=settings.seed,
         cache_dir=settings.output_dir / "training",

@@ -12,6 +12,11 @@ from tfmot_ternary.demo import batches
 if TYPE_CHECKING:
     import keras_hub
 
+    from tfmot_ternary.calibration import Calibration
+
+CAPTIONS = 0.2
+CALIBRATION_BATCHES = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -34,7 +39,7 @@ class Recipe:
     warmup: int = 50
     temperature: float = 2.0
     alpha: float = 0.9
-    captions: float = 0.2
+    captions: float = CAPTIONS
     every: int = 100
 
 
@@ -53,6 +58,35 @@ class Recovered:
     history: list[dict[str, float]]
 
 
+def calibrate(
+    causal_lm: keras_hub.models.PaliGemmaCausalLM, seed: int = 0, progress: bool = True
+) -> Calibration:
+    """Second moments of the inputs of every kernel, on scenes of training digits.
+
+    Args:
+      causal_lm: the float model; stays as it was.
+      seed: of the scenes; recoveries with this seed see others.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The calibration, for the `importance` of a scheme.
+    """
+    from tfmot_ternary import calibration
+
+    encoder = batches.TextEncoder(causal_lm.preprocessor.tokenizer)
+    data = (
+        batches.training_batch(encoder, TERNARY.batch_size, seed + 2_000_003, step, CAPTIONS)
+        for step in range(CALIBRATION_BATCHES)
+    )
+    return calibration.calibrate(
+        causal_lm,
+        ((batch.inputs, batch.labels, batch.weights) for batch in data),
+        "hessian",
+        steps=CALIBRATION_BATCHES,
+        progress=progress,
+    )
+
+
 def recover(
     causal_lm: keras_hub.models.PaliGemmaCausalLM,
     scheme: Any,
@@ -68,8 +102,9 @@ def recover(
 
     Args:
       causal_lm: the float model and teacher; stays as it was.
-      scheme: `TernaryScheme` or `BinaryScheme`.
-      steps: training steps; None: the recipe's. 0 gives the k-means start.
+      scheme: `TernaryScheme` or `BinaryScheme`; with the `importance` that `calibrate` returns,
+        training starts from there, without one from k-means.
+      steps: training steps; None: the recipe's. 0: none.
       seed: of the training scenes.
       progress: whether to show a progress bar.
       recipe: the other settings; None: `TERNARY` or `BINARY`, after the scheme's levels.

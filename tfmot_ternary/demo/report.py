@@ -38,13 +38,13 @@ def write(
     Args:
       settings: what the run was asked to do.
       variants: measured versions.
-      started: the versions at their k-means start, evaluated only.
+      started: the versions before training, evaluated only.
       command: the command line of the run.
     """
     folder = settings.output_dir
     record: dict[str, Any] = {
         "variants": [_record(v) for v in variants],
-        "kmeans_start": [_quality(v) for v in started],
+        "not_trained": [_quality(v) for v in started],
         "command": command,
         "versions": versions(),
         "machine": machine(),
