@@ -123,6 +123,7 @@ class _LeastSquares:
         mean = float(np.diag(hessian).mean(dtype=np.float64)) or 1.0
         self.hessian = hessian.copy()
         self.hessian[np.diag_indices(k)] += np.float32(_DAMPING * mean)
+        self._image = self.hessian @ self.weights
 
     def by_group(self, scales: np.ndarray) -> np.ndarray:
         """Scales in a scheme's shape -> float32 [groups, n]."""
@@ -148,18 +149,18 @@ class _LeastSquares:
         """
         codes = codes.astype(np.float32)
         scales = scales.copy()
-        gradient = self.hessian @ (self.weights - codes * scales[self.group_of])
+        gradient = self._image - self.hessian @ (codes * scales[self.group_of])
         for group, part in enumerate(self._groups):
-            own = codes[part]
-            curvature = self._sum(own * (self.hessian[part, part] @ own))
-            slope = self._sum(own * gradient[part])
+            image = self.hessian[:, part] @ codes[part]
+            curvature = self._sum(codes[part] * image[part])
+            slope = self._sum(codes[part] * gradient[part])
             step = np.divide(slope, curvature, out=np.zeros_like(slope), where=curvature > 0)
             moved = (scales[group] + step).astype(np.float32)
             moved = np.where(moved >= np.finfo(np.float32).tiny, moved, scales[group])
-            if len(self._groups) > 1:
-                gradient -= self.hessian[:, part] @ (own * (moved - scales[group]))
+            gradient -= image * (moved - scales[group])
             scales[group] = moved
-        return scales, self.errors(codes, scales)
+        missing = self.weights - codes * scales[self.group_of]
+        return scales, self._sum(missing * gradient)
 
     def _sum(self, rows: np.ndarray) -> np.ndarray:
         """float64 [n], over the inputs; [1], over all, where the kernel has one scale."""
@@ -177,10 +178,17 @@ def _nearest(weights: np.ndarray, scales: np.ndarray, levels: int) -> np.ndarray
 
 def _inverse_factor(hessian: np.ndarray) -> np.ndarray:
     """float32 upper triangular U [k, k] with U^T U the inverse of H."""
-    reverse = hessian[::-1, ::-1].astype(np.float64)
     # H = R R^T with R upper triangular, from the Cholesky factor of H read backwards; U = R^-1.
-    upper = np.linalg.cholesky(reverse)[::-1, ::-1]
-    return np.ascontiguousarray(np.triu(np.linalg.inv(upper)), np.float32)
+    upper = np.linalg.cholesky(hessian[::-1, ::-1].astype(np.float64))[::-1, ::-1]
+    factor = np.zeros_like(hessian)
+    # Rows from the last to the first: R U = 1, a block of rows at a time.
+    for last in range(len(upper), 0, -_BLOCK):
+        rows = slice(max(0, last - _BLOCK), last)
+        own = np.linalg.inv(upper[rows, rows])
+        factor[rows, rows] = np.triu(own)
+        behind = upper[rows, last:].astype(np.float32) @ factor[last:, last:]
+        factor[rows, last:] = -own @ behind
+    return factor
 
 
 def _rounded(
