@@ -29,8 +29,9 @@ ALLOWED = {
     "importance": set(),
     "calibration_batches": set(),
     "layer_hessian": set(),
+    "padding": set(),
     "convolution_windows": set(),
-    "kernel_inputs": {"convolution_windows", "kernel_layout"},
+    "kernel_inputs": {"convolution_windows", "kernel_layout", "padding"},
     "kernel_moments": {"convolution_windows", "kernel_inputs", "layer_hessian"},
     "kernel_gradients": {"kernel_inputs", "model_outputs"},
     "calibration": {

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfmot_ternary.convolution_windows import window_sums
 from tfmot_ternary.kernel_layout import KernelLayout
+from tfmot_ternary.padding import TextPositions
 
 __all__ = [
     "Kernel",
@@ -46,7 +47,7 @@ class Kernel:
 def mean_squared_inputs(
     model: Any, kernels: Iterable[Kernel], batches: Iterable[tuple[Any, Any, Any]]
 ) -> dict[str, np.ndarray]:
-    """E[x_k^2] over all products of a kernel: over rows, positions and calls.
+    """E[x_k^2] over all products of a kernel: over rows, positions (no padding) and calls.
 
     Exact for Dense, EinsumDense and convolutions (over all patches, padding included). A transposed
     convolution takes each input channel's mean for all taps of its window: equal up to the border.
@@ -88,9 +89,10 @@ def means_over_calls(
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
     broken: list[str] = []
+    positions = TextPositions(model)
 
     def observe(kernel: Kernel, x: tf.Tensor) -> None:
-        total, count = sum_of(kernel, x)
+        total, count = sum_of(kernel, positions.of(x))
         if kernel.path in sums:
             sums[kernel.path] += total
         else:
@@ -102,6 +104,7 @@ def means_over_calls(
     measured = [kernel for kernel in kernels if kernel.attribute != "embeddings"]
     with _observed(measured, observe):
         for number, (x, _, _) in enumerate(batches):
+            positions.read(x)
             call_eagerly(model, x)
             # Not raised inside the call: Keras would wrap the message into one of its own.
             if broken:

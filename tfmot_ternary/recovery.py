@@ -142,23 +142,8 @@ def calibrated(
     from tfmot_ternary.calibration import calibrate
 
     steps = range(training.steps, training.steps + training.calibration_batches)
-    inputs = (_without_padding(make_batch(step)[0]) for step in steps)
+    inputs = (make_batch(step)[0] for step in steps)
     return calibrate(model, inputs, "hessian", steps=len(steps))
-
-
-def _without_padding(x: Any) -> Any:
-    """A causal LM's inputs, up to the last token of the longest text; other inputs as they are.
-
-    Padded positions count as any other in a calibration: a long context would be little else.
-    """
-    if not isinstance(x, dict) or "padding_mask" not in x:
-        return x
-    mask = np.asarray(x["padding_mask"])
-    length = int(np.flatnonzero(mask.any(axis=0)).max(initial=0)) + 1
-    return {
-        name: value[:, :length] if tuple(value.shape) == mask.shape else value
-        for name, value in x.items()
-    }
 
 
 def train(
