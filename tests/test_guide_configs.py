@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
+from test_tfmot_guide import ClipQuantizer
 
 import tfmot_ternary as tt
 from tfmot_ternary.packed_layer import PackedLayer
@@ -78,22 +78,9 @@ class WeightsOnly(UsersConfig):
         pass
 
 
-class FixedRange(guide.quantizers.Quantizer):
-    """A user's algorithm."""
-
-    def build(self, tensor_shape, name, layer):
-        return {}
-
-    def __call__(self, inputs, training, weights, **kwargs):
-        return tf.clip_by_value(inputs, -0.1, 0.1)
-
-    def get_config(self):
-        return {}
-
-
 class UsersAlgorithm(WeightsOnly):
     def get_weights_and_quantizers(self, layer):
-        return [(layer.kernel, FixedRange())]
+        return [(layer.kernel, ClipQuantizer())]
 
 
 class OurQuantizer(WeightsOnly):
