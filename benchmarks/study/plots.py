@@ -55,11 +55,23 @@ def _initializers(group: list[dict[str, Any]]) -> Any:
                 x = [max(n, 10) for n in steps]
                 style = {"marker": "o", "markersize": 3, "color": f"C{number}", "label": name}
                 _error_bar(axis, x, [points[n] for n in steps], **style)
-        axis.set(xscale="log", yscale="log", xlabel="steps (10: none)", ylabel="perplexity")
+        axis.set(xscale="log", xlabel="steps (10: none)", ylabel="perplexity")
+        axis.set_ylim(*_limits(table["curves"]))
         axis.set_title(table["title"].split(": ")[1].split(",")[0], fontsize=10)
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=8)
     return figure
+
+
+def _limits(curves: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Where the good starts lie: the bad ones, which begin far above, are in the tables."""
+    means = [float(np.mean(v)) for curve in curves.values() for v in curve.values() if v]
+    begin = curves.get("kmeans", {}).get(0)
+    if not begin:
+        return None, None
+    least = min(means)
+    height = 1.5 * (float(np.mean(begin)) - least)
+    return least - 0.05 * height, least + height
 
 
 def _granularity(group: list[dict[str, Any]]) -> Any:
