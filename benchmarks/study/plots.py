@@ -67,10 +67,10 @@ def _limits(curves: dict[str, Any]) -> tuple[float | None, float | None]:
     """Where the good starts lie: the bad ones, which begin far above, are in the tables."""
     means = [float(np.mean(v)) for curve in curves.values() for v in curve.values() if v]
     begin = curves.get("kmeans", {}).get(0)
-    if not begin:
+    least = min(means, default=0.0)
+    height = 1.5 * (float(np.mean(begin)) - least) if begin else 0.0
+    if height <= 0:
         return None, None
-    least = min(means)
-    height = 1.5 * (float(np.mean(begin)) - least)
     return least - 0.05 * height, least + height
 
 
