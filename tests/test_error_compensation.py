@@ -154,6 +154,10 @@ def test_shapes_are_checked():
         compensate(matrix, hessian, scales, 3, 32)
     with pytest.raises(ValueError, match="Hessian of dense for its 30 inputs, got one for 40"):
         starting_point(matrix[:, :30], 3, None, None, LayerHessian(hessian), name="dense")
+    indefinite = hessian - 2 * np.diag(np.diag(hessian)) + 2 * np.diag(np.abs(hessian).sum(1))
+    indefinite[0, 1] = indefinite[1, 0] = 9 * indefinite.max()
+    with pytest.raises(ValueError, match="positive semidefinite second moments for dense"):
+        starting_point(matrix, 3, None, None, LayerHessian(indefinite), name="dense")
 
 
 def test_starting_point():

@@ -41,7 +41,8 @@ def starting_point(
       `packing.scale_shape(n, k, group_size)`).
 
     Raises:
-      ValueError: for values that are not finite, or shapes that do not fit.
+      ValueError: for values that are not finite, shapes that do not fit, or a Hessian with
+        eigenvalues well below 0.
     """
     if not isinstance(importance, LayerHessian):
         return None, initial_scales(matrix, levels, group_size, initializer, importance, name)
@@ -52,4 +53,10 @@ def starting_point(
             f"{importance.k}; calibrate this very model"
         )
     scales = initial_scales(matrix, levels, group_size, initializer, importance.diagonal, name)
-    return compensate(matrix, importance.matrix, scales, levels, group_size, preserve_zeros)
+    try:
+        return compensate(matrix, importance.matrix, scales, levels, group_size, preserve_zeros)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"expected positive semidefinite second moments for {name}, got a matrix with negative "
+            "eigenvalues; compute x.T @ x / rows, or take what tt.calibrate returns"
+        ) from error
