@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfmot_ternary.nearest_codes import nearest_codes
 from tfmot_ternary.packing import GroupSize, scale_shape
 
 __all__ = ["compensate"]
@@ -73,7 +74,7 @@ def compensate(
     factor = _inverse_factor(problem.hessian[np.ix_(order, order)])
 
     current = problem.by_group(scales)
-    codes = _nearest(weights, current[group_of], levels)
+    codes = nearest_codes(weights, current[group_of], levels)
     best_codes, best_scales, best = codes, current, problem.errors(codes, current)
     for _ in range(_TURNS):
         codes = np.empty_like(codes)
@@ -168,14 +169,6 @@ class _LeastSquares:
         return total.sum(keepdims=True) if self._whole else total
 
 
-def _nearest(weights: np.ndarray, scales: np.ndarray, levels: int) -> np.ndarray:
-    """int8 codes of the nearest levels; both float32, of shapes that broadcast."""
-    if levels == 2:
-        return np.where(weights >= 0, np.int8(1), np.int8(-1))
-    half = scales * np.float32(0.5)
-    return (weights > half).astype(np.int8) - (weights < -half).astype(np.int8)
-
-
 def _inverse_factor(hessian: np.ndarray) -> np.ndarray:
     """float32 upper triangular U [k, k] with U^T U the inverse of H."""
     # H = R R^T with R upper triangular, from the Cholesky factor of H read backwards; U = R^-1.
@@ -207,7 +200,7 @@ def _rounded(
         errors = np.empty((last - first, weights.shape[1]), np.float32)
         for row in range(first, last):
             scale = scales[group_of[row]]
-            codes[row] = _nearest(weights[row], scale, levels)
+            codes[row] = nearest_codes(weights[row], scale, levels)
             if zeros is not None:
                 codes[row, zeros[row]] = 0
             errors[row - first] = (weights[row] - codes[row] * scale) / factor[row, row]

@@ -82,9 +82,11 @@ def _is_quantized(layer: Any) -> bool:
 
 def _users_classes(layers: list[Any]) -> dict[str, Any]:
     """{name: class} of layers and QuantizeConfigs, by which Keras clones those that wrap them."""
-    things = [thing for layer in layers for thing in (layer, getattr(layer, "quantize_config", 0))]
-    names = {type(thing): keras.saving.get_registered_name(type(thing)) for thing in things}
-    stock = ("keras.", "tf_keras.", "tensorflow_model_optimization.", "tfmot_ternary.", "builtins")
+    configs = [layer.quantize_config for layer in layers if hasattr(layer, "quantize_config")]
+    names = {
+        type(thing): keras.saving.get_registered_name(type(thing)) for thing in (*layers, *configs)
+    }
+    stock = ("keras.", "tf_keras.", "tensorflow_model_optimization.", "tfmot_ternary.", "builtins.")
     return {name: cls for cls, name in names.items() if not f"{cls.__module__}.".startswith(stock)}
 
 

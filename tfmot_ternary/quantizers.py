@@ -21,6 +21,7 @@ from tensorflow_model_optimization.python.core.keras.compat import keras
 
 from tfmot_ternary import initializers
 from tfmot_ternary.kernel_layout import KernelLayout
+from tfmot_ternary.nearest_codes import nearest_codes
 from tfmot_ternary.packing import GroupSize, expand_scales, scale_shape
 from tfmot_ternary.starting_point import starting_point
 from tfmot_ternary.straight_through import codes, straight_through
@@ -55,10 +56,8 @@ def weight_codes(w: Any, scales: Any, levels: int, group_size: GroupSize = None)
         w = np.asarray(w, np.float32)
         if w.ndim != 2:
             raise ValueError(f"expected a weight matrix [n, k], got shape {w.shape}")
-        half = expand_scales(scales, w.shape[0], w.shape[1], group_size) * np.float32(0.5)
-        if levels == 2:
-            return np.where(w >= 0, np.int8(1), np.int8(-1))
-        return (w > half).astype(np.int8) - (w < -half).astype(np.int8)
+        n, k = w.shape
+        return nearest_codes(w, expand_scales(scales, n, k, group_size), levels)
     w = tf.cast(w, tf.float32)
     view, scale_view, _ = _views(w, scales, _rows_layout(w), group_size)
     return tf.reshape(tf.cast(codes(view, scale_view, levels), tf.int8), w.shape)

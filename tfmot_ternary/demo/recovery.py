@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from tfmot_ternary.calibration import Calibration
 
-CAPTIONS = 0.2
 CALIBRATION_BATCHES = 16
 
 
@@ -39,7 +38,7 @@ class Recipe:
     warmup: int = 50
     temperature: float = 2.0
     alpha: float = 0.9
-    captions: float = CAPTIONS
+    captions: float = 0.2
     every: int = 100
 
 
@@ -74,8 +73,9 @@ def calibrate(
     from tfmot_ternary import calibration
 
     encoder = batches.TextEncoder(causal_lm.preprocessor.tokenizer)
+    recipe, data_seed = TERNARY, seed + 2_000_003
     data = (
-        batches.training_batch(encoder, TERNARY.batch_size, seed + 2_000_003, step, CAPTIONS)
+        batches.training_batch(encoder, recipe.batch_size, data_seed, step, recipe.captions)
         for step in range(CALIBRATION_BATCHES)
     )
     return calibration.calibrate(
